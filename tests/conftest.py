@@ -1,0 +1,18 @@
+"""Eight CPU devices, shapes checked at run time, no silent rank promotion."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from jaxtyping import install_import_hook
+
+# Every annotated shape becomes a check; must run before the packages are imported.
+CHECKED = ["models", "objectives", "training", "data.shards", "data.pretraining"]
+install_import_hook(CHECKED, "beartype.beartype")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")

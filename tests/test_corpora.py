@@ -1,0 +1,365 @@
+"""Corpora: every format, the embedded text, TFDS, and what bad input gets."""
+
+import gzip
+import json
+import os
+import socket
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import requests
+import tensorflow_datasets as tfds
+import zstandard
+from tensorflow_datasets.core.download.util import DownloadError
+
+from data import corpora
+from data.corpora import Corpus, is_heldout
+from errors import UserError
+
+TEXT = "First line.\nsecond 한국어\n\n \t\nThird é.\n\n\nLast without an end"
+DOCUMENTS = ["First line.\nsecond 한국어", "Third é.", "Last without an end"]
+
+
+def corpus(source, text_field="text", document_boundary="blank_line") -> Corpus:
+    return Corpus(str(source), text_field, document_boundary)
+
+
+def write(path: Path, content: bytes) -> Path:
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}
+    path.write_bytes(compress.get(path.suffix, bytes)(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.zst"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_text_files(tmp_path, suffix, line_end):
+    content = "\ufeff" + TEXT.replace("\n", line_end)
+    path = write(tmp_path / f"a{suffix}", content.encode())
+    assert list(corpus(path)) == DOCUMENTS
+    assert list(corpus(path, document_boundary="file")) == [TEXT]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_json_lines(tmp_path, suffix):
+    records = [{"body": TEXT}, {"body": None}, {"body": "  "}, {"body": "x", "n": 1}]
+    lines = "\n\n".join(json.dumps(record) for record in records)
+    path = write(tmp_path / f"a{suffix}", lines.encode())
+    assert list(corpus(path, "body")) == [TEXT, "x"]
+    assert list(corpus(path, "body", "paragraph")) == [*DOCUMENTS, "x"]
+
+
+def test_parquet_over_several_row_groups(tmp_path):
+    texts = [f"text {i}" for i in range(1000)]
+    table = pyarrow.table({"n": list(range(1000)), "body": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    assert list(corpus(tmp_path / "a.parquet", "body")) == texts
+    with pytest.raises(UserError, match=r"no field 'text', the fields .* 'n', 'body'"):
+        list(corpus(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match=r"row 1: field 'n' holds a int \(0\)"):
+        list(corpus(tmp_path / "a.parquet", "n"))
+
+
+def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
+    for name in ("b", "a", "c,d"):
+        write(tmp_path / f"{name}.txt", name.encode())
+    assert list(corpus(tmp_path / "*.txt")) == ["a", "b", "c,d"]
+    assert list(corpus(f"{tmp_path}/b.txt, {tmp_path}/?.txt")) == ["b", "a"]
+    assert list(corpus(tmp_path / "c,d.txt")) == ["c,d"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt is empty"),
+        ("a.txt", b" \n\n", "a.txt holds no text"),
+        (
+            "a.txt",
+            "ok\nsch\u00f6n".encode("latin1"),
+            r"a.txt, line 2: .*0xf6 at column 4",
+        ),
+        ("a.csv", b"x", "a.csv: the suffix .* .jsonl.gz"),
+        ("a.txt.gz", gzip.compress(os.urandom(9999))[:5000], "a.txt.gz is damaged"),
+        ("a.txt.gz", b"plain text", "a.txt.gz is damaged"),
+        ("a.txt.zst", b"plain text", "a.txt.zst is damaged"),
+        ("a.parquet", b"plain text, long enough", "a.parquet is not Parquet"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'\n{"b": 1, "c": 2}', "line 2: no field 'text', .* 'b', 'c'"),
+        ("a.jsonl", b'{"text": ["a"]}', "line 1: field 'text' holds a list"),
+        ("a.jsonl", b'["a"]', "line 1: a list where a JSON object"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(corpus(tmp_path / name))
+
+
+def test_bad_sources_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\*.txt': no such file"):
+        list(corpus(tmp_path / "nothing*.txt"))
+    with pytest.raises(UserError, match=r"is a folder; .*\*\.txt"):
+        corpus(tmp_path).fingerprint()
+    with pytest.raises(UserError, match=r"document_boundary is 'line'; .* paragraph"):
+        corpus("a.txt", document_boundary="line")
+
+
+def test_a_long_compressed_file_is_streamed(tmp_path):
+    document = "A line of prose that is repeated many times over.\n" * 20 + "\n"
+    path = write(tmp_path / "a.txt.gz", document.encode() * 8_000)  # 8 MB of text
+    tracemalloc.start()
+    count = sum(1 for _ in corpus(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 8_000
+    assert peak < 1e6
+
+
+def test_progress_starts_anew_with_every_pass(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.txt", b"some words\n\n" * 50_000)
+    source = corpus(tmp_path / "*.txt")
+    for _ in range(2):
+        seen = [source.fraction_read for _ in source]
+        assert seen == sorted(seen)
+        assert seen[0] < 0.2
+        assert 0.4 < seen[len(seen) // 2] < 0.8
+        assert source.fraction_read == 1.0
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+    path = write(tmp_path / "a.txt", b"text")
+    before = corpus(path).fingerprint()
+    assert json.loads(json.dumps(before)) == before == corpus(path).fingerprint()
+    assert before["files"] == [
+        {"name": "a.txt", "size": 4, "mtime_ns": path.stat().st_mtime_ns}
+    ]
+    os.utime(path, ns=(0, 1))
+    assert corpus(path).fingerprint() != before
+    assert corpus(path, document_boundary="file").fingerprint() != before
+
+
+def test_held_out_by_text_alone():
+    documents = [f"document {i}" for i in range(20_000)]
+    held = {text for text in documents if is_heldout(text, 0.05)}
+    assert 0.045 < len(held) / len(documents) < 0.055
+    assert held < {text for text in documents if is_heldout(text, 0.1)}
+    assert not any(is_heldout(text, 0.0) for text in documents)
+    assert all(is_heldout(text, 1.0) for text in documents)
+    # Literal, so that no later version moves documents across.
+    assert sorted(held)[:2] == HELD_OUT
+
+
+HELD_OUT = ["document 10005", "document 10032"]
+
+DOCSTRING = """Return the **sum** of `values` along the given axis.
+
+This wraps a line and names :class:`~package.Thing`, ``code`` and a
+`link <https://example.org>`_ in the middle.
+
+Parameters
+----------
+values : array_like
+    The numbers that are to be added to each other.
+axis: the axis along which they are added, or None
+    for all of them.
+
+Args:
+  dtype (optional): The type of the result, which is that of the input if
+    it is not given.
+  out: array
+
+>>> total([1, 2])
+3 is the result that is printed here.
+
+=====  =====
+left   right
+=====  =====
+
+- the first of the items in a list that is long enough.
+- short one.
+"""
+
+
+def test_prose_keeps_sentences_and_drops_the_rest():
+    assert corpora.prose(DOCSTRING).splitlines() == [
+        "Return the sum of values along the given axis.",
+        "This wraps a line and names package.Thing, code and a link in the middle.",
+        "The numbers that are to be added to each other.",
+        "the axis along which they are added, or None for all of them.",
+        "The type of the result, which is that of the input if it is not given.",
+        "the first of the items in a list that is long enough.",
+    ]
+
+
+def test_docstrings_in_source_order(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        '"""The module says what it is for."""\n'
+        "if True:\n"
+        "    class A:\n"
+        '        """The class says what it is for."""\n'
+        "        async def f(self):\n"
+        '            """The method says what it is for."""\n'
+        'x = """This string is not a docstring at all."""\n'
+    )
+    expected = [f"The {name} says what it is for." for name in ("module", "class")]
+    assert corpora._docstrings(path) == [*expected, "The method says what it is for."]
+    for broken in (b'"""a"""\nprint "python 2"\n', b'"""a\0b"""', b'"""\xff"""'):
+        path.write_bytes(broken)
+        assert corpora._docstrings(path) == []
+
+
+def test_topics_of_pydoc():
+    documents = list(corpus("pydoc_topics"))
+    assert len(documents) > 50
+    assert sum(map(len, documents)) > 200_000
+    assert any("statement is used to wrap the execution of" in d for d in documents)
+    assert corpus("pydoc_topics").fingerprint() == corpus("pydoc_topics").fingerprint()
+
+
+def test_python_docs_are_built_once(tmp_path, monkeypatch):
+    root = Path(json.__file__).parent
+    library = sorted(root.glob("*.py"))
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
+    monkeypatch.setattr(corpora, "_standard_library", lambda: library + library)
+    monkeypatch.setattr(corpora, "_dependencies", dict)
+    documents = list(corpus("python_docs"))
+    assert documents[0].startswith("JSON (JavaScript Object Notation)")
+    assert documents[-1] == list(corpus("pydoc_topics"))[-1]
+    paragraphs = "\n".join(documents).splitlines()
+    assert len(paragraphs) == len(set(paragraphs))
+    (cached,) = tmp_path.iterdir()  # and no temporary file beside it
+    stamp = cached.stat().st_mtime_ns
+    fingerprint = corpus("python_docs").fingerprint()
+    assert list(corpus("python_docs")) == documents
+    assert cached.stat().st_mtime_ns == stamp
+    cached.unlink()
+    assert corpus("python_docs").fingerprint() == fingerprint
+
+
+def test_where_python_docs_come_from():
+    library = corpora._standard_library()
+    names = {path.name for path in library}
+    assert {"argparse.py", "typing.py"} <= names
+    assert not any({"test", "tests", "site-packages"} & {*p.parts} for p in library)
+    dependencies = corpora._dependencies()
+    assert {"jax", "numpy", "scipy"} <= dependencies.keys()  # scipy: through jax
+    assert "pytest" not in dependencies
+    files = corpora._distribution_files(dependencies["flax"])
+    assert any(path.parts[-2:] == ("linen", "linear.py") for path in files)
+
+
+# TensorFlow Datasets, without TensorFlow
+
+
+@pytest.fixture(scope="module")
+def poems(tmp_path_factory):
+    """A data folder with a data set "tiny_poems", written as ArrayRecord."""
+    folder = tmp_path_factory.mktemp("tfds")
+    splits = {"train": ["봄날은 간다", "night\n\nand day"], "test": ["unseen"]}
+    with tfds.core.registered.skip_registration():
+
+        class TinyPoems(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features = {"text": tfds.features.Text(), "length": np.int64}
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+
+            def _split_generators(self, dl_manager):
+                return {name: self._generate_examples(name) for name in splits}
+
+            def _generate_examples(self, name):
+                for index, text in enumerate(splits[name]):
+                    yield index, {"text": text, "length": len(text)}
+
+        TinyPoems.name = "tiny_poems"
+        builder = TinyPoems(data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    return folder
+
+
+@pytest.fixture
+def tfds_folder(poems, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(poems))
+    return poems
+
+
+def test_tfds_train_split_without_tensorflow(tfds_folder):
+    source = corpus("tfds:tiny_poems")
+    assert set(source) == {"봄날은 간다", "night\n\nand day"}
+    assert list(source) == list(source)
+    assert source.fraction_read == 1.0
+    assert len(list(corpus("tfds:tiny_poems:1.0.0", "text", "paragraph"))) == 3
+    fingerprint = source.fingerprint()
+    assert fingerprint["dataset"] == "tiny_poems/1.0.0"
+    assert fingerprint["split"] == "train"
+    assert json.loads(json.dumps(fingerprint)) == fingerprint
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "text_field", "message"),
+    [
+        ("tiny_poems", "body", "record 1: no field 'body', .* 'length', 'text'"),
+        ("tiny_poems", "length", "field 'length' holds a int"),
+        ("tiny_shakespear", "text", "did you mean tiny_shakespeare"),
+        ("wikipedia/20230601.en", "text", "tfds build wikipedia/20230601.en"),
+        ("tiny_poems:2.0.0", "text", "no data set 'tiny_poems:2.0.0'"),
+        ("no good name!", "text", "'no good name!' cannot be used"),
+    ],
+)
+def test_tfds_mistakes_are_named(tfds_folder, name, text_field, message):
+    with pytest.raises(UserError, match=message):
+        list(corpus(f"tfds:{name}", text_field))
+
+
+def test_tfds_without_network_fails_at_once(tfds_folder, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with pytest.raises(UserError, match=r"network .* raw.githubusercontent.com; run"):
+        list(corpus("tfds:tiny_shakespeare"))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (requests.ConnectionError("refused"), "could not be downloaded: refused; run"),
+        (DownloadError("status 403"), "could not be downloaded: status 403; run"),
+        (ModuleNotFoundError("no apache_beam"), "not installed .no apache_beam"),
+    ],
+)
+def test_tfds_failing_downloads_are_explained(tfds_folder, monkeypatch, error, message):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [])
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=message):
+        list(corpus("tfds:tiny_shakespeare"))
+
+
+def test_tfds_in_another_file_format_is_refused(tfds_folder, tmp_path, monkeypatch):
+    stored = json.loads(
+        (tfds_folder / "tiny_poems/1.0.0/dataset_info.json").read_text()
+    )
+    folder = tmp_path / "tiny_poems" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(
+        json.dumps({**stored, "fileFormat": "tfrecord"})
+    )
+    features = (tfds_folder / "tiny_poems/1.0.0/features.json").read_bytes()
+    (folder / "features.json").write_bytes(features)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="convert_format"):
+        list(corpus("tfds:tiny_poems"))

@@ -1,0 +1,638 @@
+"""Batches: literal examples of each objective, masking statistics, order, hosts."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import corpora, pretraining, shards, tokenizers
+from errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
+PIECES += [*"abcdefghijklmnopqrstuvwxyz", "##x", "##y", "##z"]
+PAD, UNK, CLS, SEP, MASK, UNUSED = range(6)
+A, B, C, D, E, F = range(6, 12)
+X, Y, Z = range(32, 35)
+SPECIAL = {PAD, UNK, CLS, SEP, MASK}
+NORMAL = list(range(A, Z + 1))
+BERT = {
+    "mask_rate": 0.15,
+    "mask_token_rate": 0.8,
+    "random_token_rate": 0.1,
+    "max_predictions": 20,
+    "whole_word": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n")
+    return tokenizers.load(str(path))
+
+
+@pytest.fixture
+def shards_of(tmp_path, tokenizer, monkeypatch):
+    """Makes the train split of literal documents; "q" is held out."""
+    monkeypatch.setattr(shards, "is_heldout", lambda document, _: document == "q")
+
+    def make(documents, framing):
+        folder = tmp_path / f"shards{len(list(tmp_path.iterdir()))}"
+        path = tmp_path / f"{folder.name}.txt"
+        path.write_text("\n\n".join([*documents, "q"]))
+        corpus = corpora.Corpus(
+            source=str(path), text_field="text", document_boundary="blank_line"
+        )
+        shards.write_shards(
+            corpus, tokenizer, folder, heldout_fraction=0.1, framing=framing
+        )
+        return shards.open_shards(folder, "train")
+
+    return make
+
+
+@pytest.fixture
+def masked_framing(tokenizer):
+    return pretraining.framing("masked_lm", False, tokenizer)
+
+
+@pytest.fixture
+def pair_framing(tokenizer):
+    return pretraining.framing("masked_lm", True, tokenizer)
+
+
+def random_documents(count, max_words, seed=0, pieces="abcde"):
+    rng = np.random.default_rng(seed)
+    return [
+        " ".join(
+            letter + "".join(rng.choice(["", "x", "y", "z"], 2))
+            for letter in rng.choice(list(pieces), rng.integers(1, max_words))
+        )
+        for _ in range(count)
+    ]
+
+
+def generator(seed):
+    return np.random.default_rng(seed)
+
+
+def original(example):
+    """The tokens of a masked example before it was masked."""
+    tokens = example["tokens"].copy()
+    used = example["weights"] > 0
+    tokens[example["predict_positions"][used]] = example["targets"][used]
+    return tokens
+
+
+def as_lists(example):
+    return {name: array.tolist() for name, array in example.items()}
+
+
+def assert_same(batch, other):
+    assert batch.keys() == other.keys()
+    for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+# Causal
+
+
+def test_causal_windows(shards_of):
+    stream = shards_of(["a b c", "d", "e f a b"], shards.Framing(None, SEP, False))
+    examples = pretraining.CausalLmExamples(stream, 8)
+    assert len(examples) == 2
+    assert as_lists(examples.example(0, None)) == {
+        "tokens": [A, B, C, SEP, D, SEP, E, F],
+        "segment_ids": [1, 1, 1, 1, 2, 2, 3, 3],
+        "positions": [0, 1, 2, 3, 0, 1, 0, 1],
+        "targets": [B, C, SEP, 0, SEP, 0, F, A],
+        "weights": [1, 1, 1, 0, 1, 0, 1, 1],
+    }
+    assert as_lists(examples.example(1, None)) == {
+        "tokens": [A, B, SEP, 0, 0, 0, 0, 0],
+        "segment_ids": [1, 1, 1, 0, 0, 0, 0, 0],
+        "positions": [0, 1, 2, 0, 0, 0, 0, 0],
+        "targets": [B, SEP, 0, 0, 0, 0, 0, 0],
+        "weights": [1, 1, 0, 0, 0, 0, 0, 0],
+    }
+
+
+@pytest.mark.parametrize("sequence_length", [8, 13, 64, 1000])
+def test_causal_predicts_every_token_with_a_predecessor_once(
+    shards_of, sequence_length
+):
+    stream = shards_of(random_documents(40, 12), shards.Framing(None, SEP, False))
+    examples = pretraining.CausalLmExamples(stream, sequence_length)
+    whole = stream.read(0, stream.num_tokens)
+    predicted = np.zeros(stream.num_tokens, int)
+    for index in range(len(examples)):
+        example = examples.example(index, None)
+        places = np.flatnonzero(example["weights"]) + index * sequence_length + 1
+        predicted[places] += 1
+        targets = example["targets"][example["weights"] > 0]
+        np.testing.assert_array_equal(targets, whole[places])
+    has_predecessor = np.ones(stream.num_tokens, int)
+    has_predecessor[stream.documents[:-1]] = 0
+    np.testing.assert_array_equal(predicted, has_predecessor)
+
+
+# Masked, packed full
+
+
+def test_masked_windows(shards_of, tokenizer, masked_framing):
+    stream = shards_of(["a b c", "d", "e f a b"], masked_framing)
+    examples = pretraining.MaskedLmExamples(
+        stream, tokenizer, 8, **BERT | {"max_predictions": 3, "mask_rate": 0.25}
+    )
+    assert len(examples) == 2
+    first, second = (examples.example(index, generator(0)) for index in range(2))
+    assert original(first).tolist() == [CLS, A, B, C, SEP, CLS, D, SEP]
+    assert first["segment_ids"].tolist() == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert first["positions"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    # It begins within the second document, at its [SEP].
+    assert original(second).tolist() == [CLS, SEP, CLS, E, F, A, B, SEP]
+    assert second["segment_ids"].tolist() == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert second["positions"].tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
+    for example in (first, second):
+        assert example["token_types"].tolist() == [0] * 8
+        assert example["weights"].tolist() == [1, 1, 0]  # round(8 * .25) of 3 slots
+        assert example["predict_positions"][2] == example["targets"][2] == 0
+        assert example["tokens"].dtype == example["targets"].dtype == np.int32
+        assert example["weights"].dtype == np.float32
+
+
+def test_masked_windows_cover_the_stream(shards_of, tokenizer, masked_framing):
+    stream = shards_of(random_documents(40, 30), masked_framing)
+    whole = stream.read(0, stream.num_tokens)
+    document = np.searchsorted(stream.documents, np.arange(len(whole)), side="right")
+    examples = pretraining.MaskedLmExamples(stream, tokenizer, 16, **BERT)
+    for index in range(len(examples)):
+        example = examples.example(index, generator(index))
+        tokens, start = original(example), index * 15
+        if whole[start] != CLS:
+            start -= 1
+        size = np.count_nonzero(example["segment_ids"])
+        assert tokens[0] == CLS
+        np.testing.assert_array_equal(tokens[1:size], whole[start + 1 : start + size])
+        assert (tokens[size:] == PAD).all()
+        of_document = document[start : start + size]
+        of_document[0] = document[max(start, index * 15)]
+        np.testing.assert_array_equal(
+            example["segment_ids"][:size], of_document - of_document[0] + 1
+        )
+        assert size == 16 or index == len(examples) - 1
+
+
+def test_number_to_predict_counts_special_tokens_as_bert_does(
+    shards_of, tokenizer, masked_framing
+):
+    stream = shards_of(["a " * 400, "b"], masked_framing)
+    for length, quota in ((64, round(9.6)), (100, 15), (128, 19), (200, 20)):
+        examples = pretraining.MaskedLmExamples(stream, tokenizer, length, **BERT)
+        example = examples.example(0, generator(0))
+        assert example["weights"].sum() == quota
+        assert example["weights"].shape == (20,)
+
+
+@pytest.fixture
+def many_predictions(shards_of, tokenizer, masked_framing):
+    """2,000 masked rows of one stream: about 38,000 predictions."""
+
+    def draw(**settings):
+        stream = shards_of(random_documents(60, 60), masked_framing)
+        examples = pretraining.MaskedLmExamples(
+            stream, tokenizer, 128, **BERT | settings
+        )
+        batches = pretraining.training_batches(examples, batch_size=500, seed=3)
+        rows = [batches[step] for step in range(4)]
+        return {name: np.concatenate([b[name] for b in rows]) for name in rows[0]}
+
+    return draw
+
+
+def test_masking_statistics(many_predictions):
+    batch = many_predictions()
+    row, slot = np.nonzero(batch["weights"])
+    positions = batch["predict_positions"][row, slot]
+    targets = batch["targets"][row, slot]
+    shown = batch["tokens"][row, positions]
+    count = len(shown)
+    assert count > 30_000
+    # Bounds of 4.5 standard deviations. A random piece is the true one 1 time in 29.
+    assert len(NORMAL) == 29
+    for share, expected in (
+        (np.mean(shown == MASK), 0.8),
+        (np.mean(shown == targets), 0.1 + 0.1 / 29),
+        (np.mean((shown != MASK) & (shown != targets)), 0.1 * 28 / 29),
+    ):
+        bound = 4.5 * np.sqrt(expected * (1 - expected) / count)
+        assert abs(share - expected) < bound
+    # Never special; random replacements are neither special nor unused, and uniform.
+    assert not SPECIAL & set(targets.tolist())
+    random = shown[(shown != MASK) & (shown != targets)]
+    rarest, commonest = np.bincount(random, minlength=35)[F : A + 26].min(), random.size
+    assert set(random.tolist()) == set(NORMAL)
+    assert rarest > 0.6 * commonest / 29
+    # Positions are sorted, distinct, and the unpredicted tokens are untouched.
+    for one in range(100):
+        used = batch["predict_positions"][one][batch["weights"][one] > 0]
+        assert (np.diff(used) > 0).all()
+        rest = np.setdiff1d(np.arange(128), used)
+        assert MASK not in batch["tokens"][one][rest]
+
+
+def test_every_position_is_equally_likely(shards_of, tokenizer, masked_framing):
+    stream = shards_of(["a b c d " * 40, "b"], masked_framing)
+    examples = pretraining.MaskedLmExamples(stream, tokenizer, 64, **BERT)
+    drawn = np.zeros(64)
+    for seed in range(2000):
+        example = examples.example(1, generator(seed))
+        drawn[example["predict_positions"][example["weights"] > 0]] += 1
+    expected = 2000 * 10 / 63  # all but [CLS]
+    assert drawn[0] == 0
+    assert np.abs(drawn[1:] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_mask_rates_are_settings(many_predictions):
+    batch = many_predictions(mask_token_rate=0.0, random_token_rate=0.0, mask_rate=0.1)
+    row, slot = np.nonzero(batch["weights"])
+    positions = batch["predict_positions"][row, slot]
+    np.testing.assert_array_equal(
+        batch["tokens"][row, positions], batch["targets"][row, slot]
+    )
+    full = (batch["segment_ids"] > 0).all(axis=1)
+    assert set(batch["weights"][full].sum(axis=1)) == {13.0}
+
+
+def test_whole_words_share_one_fate(many_predictions):
+    batch = many_predictions(whole_word=True)
+    fates = set()
+    for one in range(len(batch["tokens"])):
+        row = {name: array[one] for name, array in batch.items()}
+        clean, shown = original(row), row["tokens"]
+        begins = ~np.isin(clean, [X, Y, Z])
+        begins |= np.roll(np.isin(clean, list(SPECIAL)), 1)  # a cut word, or a special
+        word = np.cumsum(begins)
+        used = row["predict_positions"][row["weights"] > 0]
+        assert len(used) <= 19
+        predicted = np.zeros(128, bool)
+        predicted[used] = True
+        for number in np.unique(word[used]):
+            pieces = word == number
+            assert predicted[pieces].all()
+            masked = shown[pieces] == MASK
+            assert masked.all() or not masked.any()
+            if pieces.sum() == 3:
+                kept = shown[pieces] == clean[pieces]
+                fates.add("mask" if masked.all() else "same" if kept.all() else "rest")
+    assert fates == {"mask", "same", "rest"}
+    # What does not fit is skipped, so that the quota is nearly always filled.
+    assert batch["weights"].sum(axis=1).mean() > 18.5
+
+
+# Next sentence
+
+
+def test_sentence_chunks():
+    sentences = np.array([0, 3, 5, 9, 10, 20, 22, 24])
+    documents = np.array([0, 4, 5, 7])
+    chunks = pretraining.sentence_chunks(sentences, documents, np.array([5, 5, 3]))
+    assert chunks.tolist() == [0, 2, 3 + 1, 5, 7]
+    chunks = pretraining.sentence_chunks(sentences, documents, np.array([3, 50, 1]))
+    assert chunks.tolist() == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_truncation_keeps_as_much_as_bert_does():
+    rng = generator(0)
+    front_lost = []
+    for _ in range(500):
+        sizes = rng.integers(1, 40, 2)
+        limit = int(rng.integers(5, 60))
+        a, b = (np.arange(size, dtype=np.int32) for size in sizes)
+        kept_a, kept_b = pretraining.truncated_pair(a, b, limit, rng)
+        length_a, length_b = sizes
+        while length_a + length_b > limit:  # create_pretraining_data.py
+            if length_a > length_b:
+                length_a -= 1
+            else:
+                length_b -= 1
+        assert (len(kept_a), len(kept_b)) == (length_a, length_b)
+        for whole, kept in ((a, kept_a), (b, kept_b)):
+            np.testing.assert_array_equal(kept, whole[kept[0] : kept[0] + len(kept)])
+            if len(whole) - len(kept) == 10:
+                front_lost.append(kept[0] / 10)
+    assert abs(np.mean(front_lost) - 0.5) < 4.5 * 0.5 / np.sqrt(10 * len(front_lost))
+
+
+def test_pairs(shards_of, tokenizer, pair_framing):
+    stream = shards_of(["a b\nc d", "e\nf"], pair_framing)
+    examples = pretraining.NextSentenceExamples(
+        stream, tokenizer, 10, **BERT | {"max_predictions": 2}, short_seq_prob=0.0
+    )
+    assert len(examples) == 2
+    for index, is_next, random_nexts in (
+        (0, [CLS, A, B, SEP, C, D, SEP, PAD, PAD, PAD], [[E, F], [F]]),
+        (1, [CLS, E, SEP, F, SEP, PAD, PAD, PAD, PAD, PAD], [[A, B, C, D], [C, D]]),
+    ):
+        a = is_next[: is_next.index(SEP) + 1]
+        seen = set()
+        for seed in range(60):
+            example = examples.example(index, generator(seed))
+            tokens = original(example).tolist()
+            label = int(example["next_sentence"])
+            if label == 0:
+                assert tokens == is_next
+            else:
+                texts = [a + b + [SEP] for b in random_nexts]
+                assert tokens in [(t + [PAD] * 10)[:10] for t in texts]
+            size = 10 - tokens.count(PAD)
+            assert example["segment_ids"].tolist() == [1] * size + [0] * (10 - size)
+            assert example["positions"].tolist()[:size] == list(range(size))
+            types = [0] * len(a) + [1] * (size - len(a)) + [0] * (10 - size)
+            assert example["token_types"].tolist() == types
+            assert example["next_sentence_weights"] == 1
+            seen.add((label, tuple(tokens)))
+        assert len(seen) == 3
+
+
+def test_share_and_source_of_random_next_sentences(shards_of, tokenizer, pair_framing):
+    # Each document has a letter of its own, so a row shows where its halves come from.
+    rng = np.random.default_rng(0)
+    documents = [
+        "\n".join(f"{letter} " * int(n) for n in rng.integers(1, 9, sentences))
+        for letter, sentences in zip(
+            "abcdefghijklmno", itertools.cycle([1, 4, 9, 60]), strict=False
+        )
+    ]
+    stream = shards_of(documents, pair_framing)
+    examples = pretraining.NextSentenceExamples(
+        stream, tokenizer, 32, **BERT, short_seq_prob=0.1
+    )
+    single = np.mean(np.diff(examples.chunks) == 1)
+    assert 0.05 < single < 0.7
+    batches = pretraining.training_batches(
+        examples, batch_size=len(examples) * 15, seed=0
+    )
+    batch = batches[0]
+    labels = batch["next_sentence"]
+    expected = 0.5 + 0.5 * single
+    bound = 4.5 * np.sqrt(0.25 / len(labels))
+    assert abs(labels.mean() - expected) < bound
+    for one in range(len(labels)):
+        row = {name: array[one] for name, array in batch.items()}
+        tokens, types = original(row), row["token_types"]
+        text = ~np.isin(tokens, list(SPECIAL))
+        first, second = (set(tokens[text & (types == t)].tolist()) for t in (0, 1))
+        assert len(first) == len(second) == 1
+        assert (first == second) == (labels[one] == 0)
+
+
+def test_short_sequences_are_whole_documents(shards_of, tokenizer, pair_framing):
+    stream = shards_of(["a\n" * 100 + "b"] * 1 + ["a\n" * 99 + "c"] * 1, pair_framing)
+    for short_seq_prob, shortest in ((0.0, 61), (1.0, 2)):
+        examples = pretraining.NextSentenceExamples(
+            stream, tokenizer, 64, **BERT, short_seq_prob=short_seq_prob
+        )
+        assert ((examples.targets >= shortest) & (examples.targets <= 61)).all()
+        sizes = np.diff(examples.chunks)
+        for document, target in enumerate(examples.targets):
+            first = examples.documents[document]
+            assert sizes[examples.chunks[:-1] == first] == target
+
+
+# Order, hosts, evaluation
+
+
+@pytest.fixture
+def all_examples(shards_of, tokenizer, masked_framing, pair_framing):
+    documents = ["\n".join(random_documents(8, 12, seed)) for seed in range(12)]
+    return {
+        "causal": pretraining.CausalLmExamples(
+            shards_of(documents, shards.Framing(None, SEP, False)), 32
+        ),
+        "masked": pretraining.MaskedLmExamples(
+            shards_of(documents, masked_framing), tokenizer, 32, **BERT
+        ),
+        "pairs": pretraining.NextSentenceExamples(
+            shards_of(documents, pair_framing),
+            tokenizer,
+            32,
+            **BERT | {"whole_word": True},
+            short_seq_prob=0.1,
+        ),
+    }
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+def test_a_batch_is_a_function_of_seed_and_step(all_examples, objective):
+    examples = all_examples[objective]
+    batches = pretraining.training_batches(examples, batch_size=4, seed=7)
+    forward = [batches[step] for step in range(12)]
+    again = pretraining.training_batches(examples, batch_size=4, seed=7)
+    for step in (11, 3, 0, 7, 3):
+        assert_same(again[step], forward[step])
+    assert_same(batches[10**12], again[10**12])
+    other = pretraining.training_batches(examples, batch_size=4, seed=8)
+    assert any((other[s]["tokens"] != forward[s]["tokens"]).any() for s in range(3))
+
+
+def test_epochs_are_new_orders_with_fresh_masks(all_examples):
+    examples = all_examples["masked"]
+    count = len(examples)
+    batches = pretraining.training_batches(examples, batch_size=count, seed=0)
+    epochs = [batches[epoch] for epoch in range(3)]
+    rows = [
+        [
+            original({name: array[one] for name, array in epoch.items()}).tobytes()
+            for one in range(count)
+        ]
+        for epoch in epochs
+    ]
+    assert sorted(rows[0]) == sorted(rows[1]) == sorted(rows[2])
+    assert len(set(rows[0])) == count
+    assert rows[0] != rows[1] != rows[2] != rows[0]
+    masks = [
+        {
+            row: tuple(epoch["predict_positions"][one])
+            for one, row in enumerate(of_epoch)
+        }
+        for epoch, of_epoch in zip(epochs, rows, strict=True)
+    ]
+    same = np.mean([masks[0][row] == masks[1][row] for row in rows[0]])
+    assert same < 0.2  # five of thirty positions agree by chance once in 140,000
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+@pytest.mark.parametrize("host_count", [1, 2, 4])
+def test_hosts_share_the_global_batch(all_examples, objective, host_count):
+    examples = all_examples[objective]
+    whole = pretraining.training_batches(examples, batch_size=8, seed=1)
+    held_out = pretraining.evaluation_batches(examples, batch_size=8)
+    parts = [
+        pretraining.training_batches(
+            examples, batch_size=8, seed=1, host_index=host, host_count=host_count
+        )
+        for host in range(host_count)
+    ]
+    evaluation_parts = [
+        pretraining.evaluation_batches(
+            examples, batch_size=8, host_index=host, host_count=host_count
+        )
+        for host in range(host_count)
+    ]
+    for step in (0, 5, 1000):
+        assert_same(joined([part[step] for part in parts]), whole[step])
+    for step in range(len(held_out)):
+        assert_same(joined([part[step] for part in evaluation_parts]), held_out[step])
+
+
+def joined(batches):
+    return {
+        name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
+    }
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+def test_evaluation_sees_every_example_once(all_examples, objective):
+    examples = all_examples[objective]
+    count = len(examples)
+    reference = None
+    for batch_size in (1, 3, 8, 50):
+        batches = pretraining.evaluation_batches(examples, batch_size=batch_size)
+        assert len(batches) == -(-count // batch_size)
+        rows = joined([batches[step] for step in range(len(batches))])
+        assert {len(array) for array in rows.values()} == {len(batches) * batch_size}
+        for array in rows.values():
+            assert not array[count:].any()  # padding: segment 0, weight 0
+        real = {name: array[:count] for name, array in rows.items()}
+        reference = reference or real
+        assert_same(real, reference)
+    assert reference["weights"].any(axis=1).mean() > 0.9
+    if objective == "pairs":
+        assert (reference["next_sentence_weights"] == 1).all()
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_prefetching_keeps_the_order_and_starts_anywhere(all_examples, num_threads):
+    batches = pretraining.training_batches(all_examples["masked"], batch_size=4, seed=7)
+    for start in (0, 29):
+        ahead = pretraining.prefetch(batches, start, num_threads)
+        for step, batch in enumerate(itertools.islice(ahead, 20), start):
+            assert_same(batch, batches[step])
+    held_out = pretraining.evaluation_batches(all_examples["masked"], batch_size=4)
+    ahead = list(pretraining.prefetch(held_out, 0, num_threads))
+    assert len(ahead) == len(held_out)
+
+
+def test_threads_end_with_the_interpreter():
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import grain
+from data import pretraining
+batches = grain.MapDataset.range(10**9).map(lambda i: (i, sum(range(10**5))))
+ahead = pretraining.prefetch(batches, 0, 2)
+print(next(ahead)[0], next(ahead)[0])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout) == (0, "0 1\n")
+    assert "Traceback" not in process.stderr
+
+
+# What the user sees
+
+
+def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_examples):
+    causal = pretraining.CausalLmExamples(
+        shards_of(["a b c", "d"], shards.Framing(None, SEP, False)), 8
+    )
+    batch = pretraining.evaluation_batches(causal, batch_size=1)[0]
+    assert pretraining.describe(batch, tokenizer, 1).splitlines() == [
+        "row 0: 6 tokens, 2 padding, 2 document(s), 4 predicted",
+        "  document 1: a b c [SEP] |",
+        "  document 2: d [SEP] |",
+        "padding: 25.0% of the batch's 8 tokens",
+    ]
+    masked = pretraining.MaskedLmExamples(
+        shards_of(["a", "b"], masked_framing),
+        tokenizer,
+        8,
+        **BERT | {"mask_rate": 0.3, "mask_token_rate": 1.0, "random_token_rate": 0.0},
+    )
+    batch = pretraining.evaluation_batches(masked, batch_size=2)[0]
+    assert pretraining.describe(batch, tokenizer, 2).splitlines() == [
+        "row 0: 6 tokens, 2 padding, 2 document(s), 2 predicted",
+        "  document 1: [CLS] {[MASK] -> a} [SEP]",
+        "  document 2: [CLS] {[MASK] -> b} [SEP]",
+        "row 1: 0 tokens, 8 padding, 0 document(s), 0 predicted",
+        "padding: 62.5% of the batch's 16 tokens",
+    ]
+    batches = pretraining.training_batches(all_examples["pairs"], batch_size=4, seed=0)
+    text = pretraining.describe(batches[0], tokenizer, 4)
+    assert text.count("next sentence: ") == 4
+    assert " -> " in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_rate": 0.0}, r"objective\.mask_rate=0\.0"),
+        ({"mask_rate": 1.5}, r"objective\.mask_rate=1\.5"),
+        ({"mask_token_rate": -0.1}, r"objective\.mask_token_rate=-0\.1"),
+        ({"random_token_rate": 0.3}, r"random_token_rate=0\.3 add up to more than 1"),
+        ({"max_predictions": 0}, r"objective\.max_predictions=0"),
+        ({"sequence_length": 7}, r"data\.sequence_length=7"),
+        ({"short_seq_prob": 1.1}, r"objective\.short_seq_prob=1\.1"),
+    ],
+)
+def test_bad_settings(shards_of, tokenizer, pair_framing, settings, message):
+    stream = shards_of(["a b\nc d", "e\nf"], pair_framing)
+    good = BERT | {"sequence_length": 16, "short_seq_prob": 0.1}
+    with pytest.raises(UserError, match=message):
+        pretraining.NextSentenceExamples(stream, tokenizer, **good | settings)
+
+
+def test_one_document_has_no_random_next_sentence(shards_of, tokenizer, pair_framing):
+    stream = shards_of(["a b\nc d"], pair_framing)
+    with pytest.raises(UserError, match=r"two documents.*next_sentence=False"):
+        pretraining.NextSentenceExamples(
+            stream, tokenizer, 16, **BERT, short_seq_prob=0.1
+        )
+
+
+def test_framing(tokenizer, tmp_path):
+    assert pretraining.framing("causal_lm", False, tokenizer) == shards.Framing(
+        None, None, False
+    )
+    assert pretraining.framing("masked_lm", False, tokenizer) == shards.Framing(
+        CLS, SEP, False
+    )
+    assert pretraining.framing("masked_lm", True, tokenizer) == shards.Framing(
+        None, None, True
+    )
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n<|endoftext|>\n")
+    with_end_of_text = tokenizers.load(str(tmp_path / "vocab.txt"))
+    assert pretraining.framing("causal_lm", False, with_end_of_text) == shards.Framing(
+        3, 3, False
+    )
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
+    without_mask = tokenizers.load(str(tmp_path / "vocab.txt"))
+    with pytest.raises(UserError, match=r"has no mask \(it has cls, pad, sep, unk\)"):
+        pretraining.framing("masked_lm", False, without_mask)
+
+
+def test_batches_that_do_not_divide_over_hosts(all_examples):
+    with pytest.raises(UserError, match=r"data\.batch_size=6 .* 4 host"):
+        pretraining.training_batches(
+            all_examples["causal"], batch_size=6, seed=0, host_count=4
+        )

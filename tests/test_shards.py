@@ -1,0 +1,346 @@
+"""Shards: what is written, in how much memory, what a kill or a full disk leaves."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import corpora, shards, tokenizers
+from errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcde", "##x", *".。日本"]
+PLAIN = shards.Framing(None, None, split_sentences=False)
+FRAMED = shards.Framing(2, 3, split_sentences=False)
+SENTENCES = shards.Framing(None, None, split_sentences=True)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n")
+    return tokenizers.load(str(path))
+
+
+@pytest.fixture
+def heldout_by_name(monkeypatch):
+    """Documents that begin with "e" are held out."""
+    monkeypatch.setattr(
+        shards, "is_heldout", lambda document, fraction: document.startswith("e")
+    )
+
+
+def make_corpus(path, documents):
+    path.write_text("\n\n".join(documents))
+    return corpora.Corpus(
+        source=str(path), text_field="text", document_boundary="blank_line"
+    )
+
+
+def write(corpus, tokenizer, folder, framing, heldout_fraction=0.1):
+    shards.write_shards(
+        corpus, tokenizer, folder, heldout_fraction=heldout_fraction, framing=framing
+    )
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_stream_and_document_offsets(tmp_path, tokenizer, heldout_by_name):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e", "c dx [SEP]", "é"])
+    write(corpus, tokenizer, tmp_path / "out", FRAMED)
+    train = shards.open_shards(tmp_path / "out", "train")
+    stream = train.read(0, train.num_tokens)
+    # "[SEP]" in the text is text: three pieces that this vocabulary does not know.
+    assert stream.tolist() == [2, 5, 6, 3, 2, 7, 8, 10, 1, 1, 1, 3, 2, 9, 3]
+    assert stream.dtype == np.int32
+    assert train.documents.tolist() == [0, 4, 12, 15]
+    assert train.sentences is None
+    assert train.text_bytes == len("a b") + len("c dx [SEP]") + len("é".encode())
+    assert train.unigram_counts.tolist() == np.bincount(stream, minlength=15).tolist()
+    heldout = shards.open_shards(tmp_path / "out", "heldout")
+    assert heldout.read(0, heldout.num_tokens).tolist() == [2, 9, 3]
+    stored = np.load(tmp_path / "out" / "train-00000.tokens.npy")
+    assert stored.dtype == np.uint16
+
+
+def test_sentence_offsets(tmp_path, tokenizer, heldout_by_name):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b\nc", "e", "dx. a"])
+    write(corpus, tokenizer, tmp_path / "out", SENTENCES)
+    train = shards.open_shards(tmp_path / "out", "train")
+    assert train.read(0, train.num_tokens).tolist() == [5, 6, 7, 8, 10, 11, 5]
+    assert train.documents.tolist() == [0, 3, 7]
+    assert train.sentences.tolist() == [0, 2, 3, 7]
+
+
+def test_lines_are_sentences_and_long_lines_are_cut(monkeypatch):
+    assert shards.split_sentences("One. Two.\n\n Three ") == ["One. Two.", "Three"]
+    monkeypatch.setattr(shards, "LINE_CHARACTERS", 5)
+    assert shards.split_sentences('He said "no." Then 3.14 of it... Why?! End') == [
+        'He said "no."',
+        "Then 3.14 of it...",
+        "Why?!",
+        "End",
+    ]
+    assert shards.split_sentences("日本語。「本当？」そうです。はい") == [
+        "日本語。",
+        "「本当？」",
+        "そうです。",
+        "はい",
+    ]
+    assert shards.split_sentences("यह एक है। वह दो है।") == ["यह एक है।", "वह दो है।"]
+    assert shards.split_sentences("كيف حالك؟ بخير") == ["كيف حالك؟", "بخير"]
+
+
+def test_many_shards_read_as_one(tmp_path, tokenizer, monkeypatch):
+    rng = np.random.default_rng(0)
+    documents = [
+        "\n".join(" ".join(rng.choice(["a", "b", "cx", "d"], 5)) for _ in range(lines))
+        for lines in rng.integers(1, 9, 60)
+    ]
+    corpus = make_corpus(tmp_path / "in.txt", documents)
+    write(corpus, tokenizer, tmp_path / "one", SENTENCES, heldout_fraction=0.3)
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 100)
+    write(corpus, tokenizer, tmp_path / "many", SENTENCES, heldout_fraction=0.3)
+    assert len(list((tmp_path / "many").glob("shard-*.json"))) > 10
+    for split in ("train", "heldout"):
+        one = shards.open_shards(tmp_path / "one", split)
+        many = shards.open_shards(tmp_path / "many", split)
+        size = one.num_tokens
+        assert many.num_tokens == size
+        stream = one.read(0, size)
+        np.testing.assert_array_equal(many.read(0, size), stream)
+        for start, stop in np.sort(rng.integers(0, size, (50, 2))).tolist():
+            np.testing.assert_array_equal(many.read(start, stop), stream[start:stop])
+        np.testing.assert_array_equal(many.documents, one.documents)
+        np.testing.assert_array_equal(many.sentences, one.sentences)
+        np.testing.assert_array_equal(many.unigram_counts, one.unigram_counts)
+        assert many.text_bytes == one.text_bytes
+
+
+def test_large_vocabularies_take_32_bits(tmp_path, heldout_by_name):
+    pieces = PIECES[:5] + [f"w{number}" for number in range(1 << 16)] + ["a", "e"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokenizer = tokenizers.load(str(tmp_path / "vocab.txt"))
+    corpus = make_corpus(tmp_path / "in.txt", ["a", "e"])
+    write(corpus, tokenizer, tmp_path / "out", PLAIN)
+    stored = np.load(tmp_path / "out" / "train-00000.tokens.npy")
+    assert stored.dtype == np.uint32
+    assert stored.tolist() == [(1 << 16) + 5]
+
+
+def test_finished_shards_are_not_tokenized_again(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 30)
+    corpus = make_corpus(tmp_path / "in.txt", [f"a b {'c ' * n}" for n in range(30)])
+    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
+    whole = files_of(tmp_path / "out")
+    for name in ("shard-00003.json", "index.json"):
+        (tmp_path / "out" / name).unlink()
+    written = []
+    write_shard = shards.write_shard
+
+    def counted(documents, tokenizer, folder, number, **settings):
+        written.append(number)
+        return write_shard(documents, tokenizer, folder, number, **settings)
+
+    monkeypatch.setattr(shards, "write_shard", counted)
+    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
+    assert written == [3]
+    assert files_of(tmp_path / "out") == whole
+    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
+    assert written == [3]
+
+
+# A process of its own: text to shards, small enough chunks to be caught in the middle.
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from data import corpora, shards, tokenizers
+shards.CHUNK_BYTES = 20_000
+text, vocabulary, folder = sys.argv[1:]
+corpus = corpora.Corpus(source=text, text_field="text", document_boundary="blank_line")
+shards.write_shards(corpus, tokenizers.load(vocabulary), Path(folder),
+                    heldout_fraction=0.2, framing=shards.Framing(2, 3, True))
+"""
+
+
+@pytest.fixture
+def command(tmp_path, tokenizer):
+    rng = np.random.default_rng(0)
+    words = rng.choice(["a", "b", "cx", "d", "e."], (1000, 150))
+    make_corpus(tmp_path / "in.txt", [" ".join(row) for row in words])
+    script = SCRIPT.format(root=str(ROOT))
+    texts = [str(tmp_path / "in.txt"), str(tmp_path / "vocab.txt")]
+    return [sys.executable, "-c", script, *texts]
+
+
+def test_killed_and_restarted_equals_undisturbed(tmp_path, command):
+    subprocess.run([*command, tmp_path / "undisturbed"], check=True)
+    folder = tmp_path / "killed"
+    for shard in (2, 9):
+        process = subprocess.Popen([*command, folder])
+        while not (folder / f"shard-{shard:05d}.json").exists():
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "index.json").exists()
+    subprocess.run([*command, folder], check=True)
+    left = {n: b for n, b in files_of(folder).items() if not n.endswith(".tmp")}
+    assert left == files_of(tmp_path / "undisturbed")
+    assert len(json.loads(left["index.json"])["splits"]["train"]["shard_tokens"]) > 10
+
+
+def test_two_processes_at_once(tmp_path, command):
+    processes = [subprocess.Popen([*command, tmp_path / "both"]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    subprocess.run([*command, tmp_path / "alone"], check=True)
+    assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+
+
+MEMORY_SCRIPT = """
+import sys, tempfile, tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+sys.path.insert(0, {root!r})
+from data import shards
+shards.CHUNK_BYTES, shards.ENCODE_BYTES = 400_000, 50_000
+
+class Bytes:
+    vocab_size, special_ids, fingerprint = 256, {{}}, "bytes"
+    def encode_batch(self, texts):
+        return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
+
+class Lines:
+    source, fraction_read = "lines", 0.5
+    def __init__(self, size): self.size = size
+    def fingerprint(self): return {{"size": self.size}}
+    def __iter__(self):
+        lines = 8 * (12 * "some words " + "\\n")
+        return (f"document {{n}}\\n" + lines for n in range(self.size))
+
+for size in (1_000, 1_000, 10_000):
+    with tempfile.TemporaryDirectory() as folder:
+        tracemalloc.start()
+        shards.write_shards(Lines(size), Bytes(), Path(folder), heldout_fraction=0.1,
+                            framing=shards.Framing(None, None, True))
+        print(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+"""
+
+
+def test_memory_does_not_grow_with_the_input():
+    """1 MB and 10 MB of text; a first pass pays for what is cached."""
+    script = MEMORY_SCRIPT.format(root=str(ROOT))
+    peaks = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout.split()
+    _, small, large = map(int, peaks)
+    assert large < small + 500_000
+
+
+def test_full_disk(tmp_path, tokenizer, heldout_by_name, monkeypatch):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+
+    def no_space(descriptor):
+        if len(list(folder.iterdir())) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "out"
+    with monkeypatch.context() as full, pytest.raises(UserError) as error:
+        full.setattr(os, "fsync", no_space)
+        write(corpus, tokenizer, folder, PLAIN)
+    assert str(folder) in str(error.value)
+    assert "MB free" in str(error.value)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "key.json",
+        "train-00000.tokens.npy",
+        "train-00000.documents.npy",
+    }
+    write(corpus, tokenizer, folder, PLAIN)
+    assert shards.open_shards(folder, "train").num_tokens == 2
+
+
+def test_another_key_is_refused_by_name(tmp_path, tokenizer, heldout_by_name):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.1)
+    with pytest.raises(UserError) as error:
+        write(corpus, tokenizer, tmp_path / "out", FRAMED, heldout_fraction=0.2)
+    message = str(error.value)
+    assert str(tmp_path / "out") in message
+    assert "heldout_fraction: there 0.1, now 0.2" in message
+    assert "framing.document_start: there None, now 2" in message
+    assert "tokenizer:" not in message
+
+
+def test_key_and_folder_follow_the_input(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+    key = shards.key(corpus, tokenizer, 0.1, PLAIN)
+    assert key == json.loads(json.dumps(key))
+    assert shards.folder_for(key).parent == tmp_path / "shards"
+    others = [
+        shards.key(corpus, tokenizer, 0.2, PLAIN),
+        shards.key(corpus, tokenizer, 0.1, FRAMED),
+    ]
+    make_corpus(tmp_path / "in.txt", ["a b", "e", "c"])
+    others.append(shards.key(corpus, tokenizer, 0.1, PLAIN))
+    assert len({shards.folder_for(k) for k in [key, *others]}) == 4
+
+
+def test_too_little_text(tmp_path, tokenizer):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b"])
+    with pytest.raises(UserError, match=r"split is empty.*data\.heldout_fraction=0.01"):
+        write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.01)
+    with pytest.raises(UserError, match=r"heldout_fraction=0\.0 "):
+        write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.0)
+    with pytest.raises(UserError, match="no finished shards"):
+        shards.open_shards(tmp_path / "out", "train")
+    nothing = make_corpus(tmp_path / "empty.txt", [])
+    with pytest.raises(UserError, match="empty"):
+        write(nothing, tokenizer, tmp_path / "nothing", PLAIN)
+
+
+def test_unknown_pieces_are_reported(tmp_path, tokenizer, heldout_by_name):
+    known = make_corpus(tmp_path / "known.txt", ["a b c", "e"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(known, tokenizer, tmp_path / "known", PLAIN)
+    unknown = make_corpus(tmp_path / "unknown.txt", ["a ? ?", "e"])
+    with pytest.warns(UserWarning, match=r"50\.0% .* unknown pieces: .* byte-level"):
+        write(unknown, tokenizer, tmp_path / "unknown", PLAIN)
+
+
+def test_ids_outside_the_vocabulary_are_refused(
+    tmp_path, tokenizer, heldout_by_name, monkeypatch
+):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+    monkeypatch.setattr(
+        type(tokenizer), "encode_batch", lambda _, texts: [np.array([15], np.int32)]
+    )
+    with pytest.raises(UserError, match=r"ids from 15 to 15, .* 15 pieces"):
+        write(corpus, tokenizer, tmp_path / "out", PLAIN)
+
+
+def test_leftovers_of_killed_processes_are_removed(
+    tmp_path, tokenizer, heldout_by_name
+):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name, age in (("old.tmp", 3600), ("new.tmp", 1)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    write(make_corpus(tmp_path / "in.txt", ["a", "e"]), tokenizer, folder, PLAIN)
+    assert [path.name for path in folder.glob("*.tmp")] == ["new.tmp"]
