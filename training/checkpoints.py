@@ -1,0 +1,101 @@
+"""Checkpoints: orbax, asynchronous, atomic; the last two and the best are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from errors import UserError
+from training.step import TrainState
+
+
+def _held_out_loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run; a checkpoint is named by its step."""
+
+    def __init__(self, run_folder: Path):
+        self._manager = ocp.CheckpointManager(
+            (run_folder / "checkpoints").resolve(),
+            item_names=("state",),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_held_out_loss,
+                best_mode="min",
+                preservation_policy=preservation_policy.AnyPreservationPolicy(
+                    [
+                        preservation_policy.LatestN(2),
+                        preservation_policy.BestN(
+                            get_metric_fn=_held_out_loss,
+                            reverse=True,
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def save(self, state: TrainState, loss: float | None) -> None:
+        """Starts to save `state`; `loss` is its held-out loss, where it is known."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
+            metrics=None if loss is None else {"loss": loss},
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the lowest held-out loss, else the latest one."""
+        return self._manager.best_step() or self._manager.latest_step()
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The latest state, placed on devices as `state` is."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        restored = self._manager.restore(
+            self._manager.latest_step(),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+        )
+        return restored["state"]
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises what a save in flight raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_params(run_folder: Path) -> tuple[Any, int]:
+    """The parameters of a run as NumPy arrays, and their step, on any machine.
+
+    They are the ones with the lowest held-out loss.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    checkpoints = run_folder.resolve() / "checkpoints"
+    step = Checkpoints(run_folder).best_step() if checkpoints.is_dir() else None
+    if step is None:
+        raise UserError(
+            f"no checkpoint in {checkpoints}: give the run folder of train.py "
+            "(--workdir), after its first checkpoint"
+        )
+    reader = ocp.PyTreeCheckpointer()
+    path = checkpoints / str(step) / "state"
+    saved = reader.metadata(path).item_metadata.tree
+    wanted = {"params": saved["params"]}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted, restore_args=as_numpy, partial_restore=True
+    )
+    return reader.restore(path, args=arguments)["params"], step

@@ -1,0 +1,168 @@
+"""The loop: updates, held-out evaluations, checkpoints, signals, a progress bar."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from errors import UserError
+from training.checkpoints import Checkpoints
+from training.metrics import MetricsWriter
+from training.step import Term, TrainState
+
+
+class StopSignal:
+    """Within it, a first SIGTERM or Ctrl-C only sets `received`; a second one acts."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._previous = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        self.received = number
+        signal.signal(number, self._previous[number])
+        tqdm.write(
+            f"{signal.Signals(number).name}: saving, then leaving (again: at once)",
+            file=sys.stderr,
+        )
+
+
+def sum_terms(terms: list[dict[str, Term]]) -> dict[str, Term]:
+    """The terms of several batches added up in float64."""
+    return jax.tree.map(
+        lambda *values: np.sum(np.asarray(values, np.float64)), *jax.device_get(terms)
+    )
+
+
+def fit(
+    state: TrainState,
+    batches: Iterator[dict],
+    *,
+    train_step: Callable[[TrainState, dict, Any], tuple[TrainState, dict]],
+    evaluate: Callable[[Any], dict[str, float] | None],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    key: Any,
+    stop: StopSignal,
+    total_steps: int,
+    tokens_per_step: int,
+    log_every_steps: int,
+    eval_every_steps: int,
+    save_every_minutes: float,
+) -> TrainState:
+    """Trains from `state.step` to `total_steps`, or until `stop` receives a signal.
+
+    `batches` starts at `state.step`. The metrics of an update are fetched while the
+    next one runs, and looked at before anything is saved, so that no checkpoint ever
+    holds a state after a loss that is not finite.
+
+    Raises:
+      UserError: the loss or the gradient norm is not finite.
+    """
+    step = int(state.step)
+    pending: tuple[int, dict] | None = None
+    bar = tqdm(total=total_steps, initial=step, unit="step", disable=None)
+    timer = _Timer(step)
+    last_save = time.monotonic()
+
+    def record() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        at, metrics = pending[0], {k: float(v) for k, v in pending[1].items()}
+        pending = None
+        check_finite(at, metrics, checkpoints)
+        if at % log_every_steps == 0 or at == total_steps:
+            metrics["tokens_per_second"] = timer.steps_per_second(at) * tokens_per_step
+            writer.write(at, {f"train/{k}": v for k, v in metrics.items()})
+            rate = f"{metrics['tokens_per_second']:,.0f}"
+            bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {rate} tokens/s")
+            if bar.disable:
+                left = (total_steps - at) / timer.last_rate
+                print(
+                    f"step {at}/{total_steps}  loss {metrics['loss']:.3f}  "
+                    f"{rate} tokens/s  {left / 60:.1f} minutes left",
+                    flush=True,
+                )
+
+    while step < total_steps and not stop.received:
+        state, metrics = train_step(state, next(batches), key)
+        step += 1
+        bar.update()
+        record()
+        pending = (step, metrics)
+        evaluation_due = step % eval_every_steps == 0 or step == total_steps
+        save_due = time.monotonic() - last_save > save_every_minutes * 60
+        if not (evaluation_due or save_due or stop.received):
+            continue
+        record()
+        with timer.paused():
+            values = evaluate(state.params) if evaluation_due else None
+            if values is not None:
+                writer.write(step, {f"eval/{k}": v for k, v in values.items()})
+                bar.write(
+                    f"step {step}: held-out "
+                    + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+                )
+            checkpoints.save(state, values["loss"] if values else None)
+            last_save = time.monotonic()
+    bar.close()
+    checkpoints.save(state, None)
+    checkpoints.wait()
+    return state
+
+
+def check_finite(
+    step: int, metrics: dict[str, float], checkpoints: Checkpoints
+) -> None:
+    """Raises UserError where the loss or the gradient norm is not finite."""
+    loss, norm = metrics["loss"], metrics["grad_norm"]
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    checkpoints.wait()
+    raise UserError(
+        f"step {step}: loss={loss}, gradient norm={norm}, learning rate="
+        f"{metrics['learning_rate']:.3g}. Nothing was saved after it; the last good "
+        f"checkpoint is of step {checkpoints.latest_step()}. Lower "
+        "optim.learning_rate, lengthen optim.warmup_steps, or lower optim.clip_norm, "
+        "in a new run folder"
+    )
+
+
+class _Timer:
+    """Steps a second since the last look, without the time spent paused."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._start = step, time.monotonic()
+        self.last_rate = math.nan
+
+    def steps_per_second(self, step: int) -> float:
+        now = time.monotonic()
+        self.last_rate = (step - self._step) / (now - self._start)
+        self._step, self._start = step, now
+        return self.last_rate
+
+    def paused(self) -> "_Timer":
+        return self
+
+    def __enter__(self) -> None:
+        self._pause = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._start += time.monotonic() - self._pause

@@ -1,0 +1,82 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard events, `curves.png`."""
+
+import json
+import math
+from pathlib import Path
+
+Row = dict[str, int | float]  # `step`, and the values that were written at it
+
+
+class MetricsWriter:
+    """Appends one JSON object a line, and the same scalars for TensorBoard.
+
+    Lines after `step` are dropped on opening: a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self._path) if row["step"] <= step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self._path.open("a")
+        self._events = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of `metrics.jsonl`; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < math.log(1e308) else math.inf
+
+
+def draw_curves(
+    rows: list[Row],
+    target: Path,
+    *,
+    line_to_beat: float,
+    line_name: str,
+) -> None:
+    """Draws training and held-out loss, learning rate and gradient norm by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def column(name: str) -> tuple[list, list]:
+        found = [(row["step"], row[name]) for row in rows if name in row]
+        return [step for step, _ in found], [value for _, value in found]
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, rate = figure.subplots(1, 2)
+    loss.plot(*column("train/loss"), color="0.7", linewidth=1, label="training")
+    loss.plot(*column("eval/loss"), color="C0", marker=".", label="held-out")
+    loss.axhline(line_to_beat, color="C3", linestyle="--", label=line_name)
+    loss.set(xlabel="step", ylabel="loss (nats)", title="loss")
+    loss.legend()
+    rate.plot(*column("train/learning_rate"), color="C2")
+    rate.set(xlabel="step", title="learning rate and gradient norm")
+    rate.set_ylabel("learning rate", color="C2")
+    norm = rate.twinx()
+    norm.plot(*column("train/grad_norm"), color="0.7", linewidth=1)
+    norm.set_ylabel("gradient norm", color="0.5")
+    norm.set_yscale("log")
+    figure.savefig(target, dpi=120)
