@@ -31,7 +31,6 @@ import re
 import socket
 import sys
 import sysconfig
-import tempfile
 import tomllib
 import urllib.parse
 import urllib.request
@@ -336,6 +335,10 @@ def _text_of(record: dict, text_field: str, place: str) -> str:
             f"{place}: field {text_field!r} holds a {type(value).__name__} "
             f"({str(value)[:40]}) where text is expected"
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+        raise UserError(f"{place}: field {text_field!r} is no text ({error})") from error
     return value
 
 
@@ -666,10 +669,12 @@ def _unseen(texts: Iterable[str], seen: set[str]) -> str:
 
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, delete=False
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:  # also on a full disk or Ctrl-C
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""BERT-base (Devlin et al. 2019): 12 layers x 768, masked LM and next sentence.
+
+The paper: BooksCorpus and English Wikipedia, 1M steps of 256 sequences, the first 90 %
+at 128 tokens (this file) and the last 10 % at 512; Adam at 1e-4 after 10,000 steps of
+warm-up, linear to 0; 4 days on 16 TPU chips; held-out masked-LM perplexity 3.99, next
+sentence accuracy 97 to 98 %. For sequences of 512 tokens:
+
+    python train.py --config=configs/bert_base.py
+        --config.data.sequence_length=512 --config.objective.max_predictions=80
+
+The default corpus is English Wikipedia, which has to be downloaded. No run at this size
+has been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+import configs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "bert_base"
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
+            "corpus": "tfds:wikipedia/20230601.en",
+            "text_field": "text",  # of .jsonl and TFDS, column of .parquet
+            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "heldout_fraction": 0.001,
+            "shards": "",  # their folder; "" is one in the cache, by content
+            "sequence_length": 128,
+            "batch_size": 256,
+        }
+    )
+    config.data.tokenizer = ConfigDict(
+        {
+            "path": "",  # bring your own; "" trains one as the other lines say
+            "algorithm": "wordpiece",
+            "vocab_size": 30_522,
+            "lowercase": True,
+            "strip_accents": True,
+            "unicode_form": "NFC",
+            "sample_bytes": 200_000_000,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "family": "bert",
+            "vocab_size": 30_522,
+            "max_positions": 512,
+            "num_token_types": 2,
+            "num_layers": 12,
+            "num_heads": 12,
+            "head_dim": 64,
+            "hidden_size": 768,
+            "ffn_size": 3072,
+            "activation": "gelu_erf",
+            "norm_epsilon": 1e-12,
+            "embedding_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "residual_dropout": 0.1,
+            "init_std": 0.02,
+            "truncated_init": True,
+            "pooler": True,
+            "masked_lm_head": True,
+            "next_sentence_head": True,
+        }
+    )
+    config.objective = ConfigDict(
+        {
+            "name": "masked_lm",
+            "mask_rate": 0.15,
+            "mask_token_rate": 0.8,
+            "random_token_rate": 0.1,  # the rest stays as it is
+            "max_predictions": 20,
+            "whole_word": False,
+            "next_sentence": True,
+            "short_seq_prob": 0.1,
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "total_steps": 1_000_000,
+            "schedule": "linear",
+            "learning_rate": 1e-4,
+            "end_learning_rate": 0.0,
+            "warmup_steps": 10_000,
+            "b1": 0.9,
+            "b2": 0.999,
+            "epsilon": 1e-6,
+            "weight_decay": 0.01,
+            "no_decay": (r".*/bias", r".*/scale"),
+            "clip_norm": 1.0,
+        }
+    )
+    config.run = ConfigDict(
+        {
+            "precision": "bfloat16",  # of the matrix products; or "bfloat16"
+            "mesh": {"data": -1},  # devices; -1 is all of them
+            "data_threads": 2,  # that make batches ahead
+            "micro_batches": 1,
+            "log_every_steps": 100,
+            "eval_every_steps": 5_000,
+            "save_every_minutes": 10.0,
+        }
+    )
+    return configs.variant(config, arg)

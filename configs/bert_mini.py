@@ -1,0 +1,103 @@
+"""BERT of 4 layers x 256 on the docstrings of this machine: the first thing to run.
+
+Size: BERT-Mini of Turc et al. 2019 (arXiv:1908.08962), vocabulary 8,192. Masked LM
+without next sentence prediction (RoBERTa, Liu et al. 2019, 4.2: not needed), documents
+packed full.
+
+    python train.py --config=configs/bert_mini.py
+"""
+
+from ml_collections import ConfigDict
+
+import configs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "bert_mini"
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
+            "corpus": "python_docs",
+            "text_field": "text",  # of .jsonl and TFDS, column of .parquet
+            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "heldout_fraction": 0.02,
+            "shards": "",  # their folder; "" is one in the cache, by content
+            "sequence_length": 128,
+            "batch_size": 32,
+        }
+    )
+    config.data.tokenizer = ConfigDict(
+        {
+            "path": "",  # bring your own; "" trains one as the other lines say
+            "algorithm": "wordpiece",
+            "vocab_size": 8192,
+            "lowercase": True,
+            "strip_accents": True,
+            "unicode_form": "NFC",
+            "sample_bytes": 20_000_000,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "family": "bert",
+            "vocab_size": 8192,
+            "max_positions": 128,
+            "num_token_types": 2,
+            "num_layers": 4,
+            "num_heads": 4,
+            "head_dim": 64,
+            "hidden_size": 256,
+            "ffn_size": 1024,
+            "activation": "gelu_tanh",
+            "norm_epsilon": 1e-12,
+            "embedding_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "residual_dropout": 0.1,
+            "init_std": 0.02,
+            "truncated_init": True,
+            "pooler": False,
+            "masked_lm_head": True,
+            "next_sentence_head": False,
+        }
+    )
+    config.objective = ConfigDict(
+        {
+            "name": "masked_lm",
+            "mask_rate": 0.15,
+            "mask_token_rate": 0.8,
+            "random_token_rate": 0.1,  # the rest stays as it is
+            "max_predictions": 20,
+            "whole_word": False,
+            "next_sentence": False,
+            "short_seq_prob": 0.1,
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "total_steps": 700,
+            "schedule": "linear",
+            "learning_rate": 1e-3,
+            "end_learning_rate": 0.0,
+            "warmup_steps": 100,
+            "b1": 0.9,
+            "b2": 0.999,
+            "epsilon": 1e-6,
+            "weight_decay": 0.01,
+            "no_decay": (r".*/bias", r".*/scale"),
+            "clip_norm": 1.0,
+        }
+    )
+    config.run = ConfigDict(
+        {
+            "precision": "float32",  # of the matrix products; or "bfloat16"
+            "mesh": {"data": -1},  # devices; -1 is all of them
+            "data_threads": 2,  # that make batches ahead
+            "micro_batches": 1,
+            "log_every_steps": 10,
+            "eval_every_steps": 100,
+            "save_every_minutes": 10.0,
+        }
+    )
+    return configs.variant(config, arg)

@@ -1,0 +1,90 @@
+"""GPT of 4 layers x 256 on the docstrings of this machine.
+
+The block of GPT-2 (pre-LN, residual scaling at init; Radford et al. 2019) at the size
+of BERT-Mini, byte-level BPE of 8,192 pieces.
+
+    python train.py --config=configs/gpt_mini.py
+"""
+
+from ml_collections import ConfigDict
+
+import configs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.name = "gpt_mini"
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
+            "corpus": "python_docs",
+            "text_field": "text",  # of .jsonl and TFDS, column of .parquet
+            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "heldout_fraction": 0.02,
+            "shards": "",  # their folder; "" is one in the cache, by content
+            "sequence_length": 256,
+            "batch_size": 16,
+        }
+    )
+    config.data.tokenizer = ConfigDict(
+        {
+            "path": "",  # bring your own; "" trains one as the other lines say
+            "algorithm": "byte_bpe",
+            "vocab_size": 8192,
+            "lowercase": False,
+            "strip_accents": False,
+            "unicode_form": "none",
+            "sample_bytes": 20_000_000,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "family": "gpt",
+            "vocab_size": 8192,
+            "max_positions": 256,
+            "num_layers": 4,
+            "num_heads": 4,
+            "head_dim": 64,
+            "hidden_size": 256,
+            "ffn_size": 1024,
+            "pre_norm": True,
+            "activation": "gelu_tanh",
+            "norm_epsilon": 1e-5,
+            "embedding_dropout": 0.0,
+            "table_dropout": False,
+            "attention_dropout": 0.0,
+            "residual_dropout": 0.0,
+            "init_std": 0.02,
+            "position_init_std": 0.01,
+            "residual_scaling": True,
+        }
+    )
+    config.objective = ConfigDict({"name": "causal_lm"})
+    config.optim = ConfigDict(
+        {
+            "total_steps": 700,
+            "schedule": "cosine",
+            "learning_rate": 1e-3,
+            "end_learning_rate": 0.0,
+            "warmup_steps": 100,
+            "b1": 0.9,
+            "b2": 0.95,
+            "epsilon": 1e-8,
+            "weight_decay": 0.1,
+            "no_decay": (r".*/bias", r".*/scale"),
+            "clip_norm": 1.0,
+        }
+    )
+    config.run = ConfigDict(
+        {
+            "precision": "float32",  # of the matrix products; or "bfloat16"
+            "mesh": {"data": -1},  # devices; -1 is all of them
+            "data_threads": 2,  # that make batches ahead
+            "micro_batches": 1,
+            "log_every_steps": 10,
+            "eval_every_steps": 100,
+            "save_every_minutes": 10.0,
+        }
+    )
+    return configs.variant(config, arg)

@@ -1,0 +1,88 @@
+"""Raw text -> tokenizer and memory-mapped token shards.
+
+`python prepare.py --config=configs/bert_mini.py` does this alone, for a large corpus;
+`train.py` calls the same functions for what is not there yet.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import configs
+import errors
+from data import corpora, pretraining, shards, tokenizers
+from data.corpora import Corpus
+from data.tokenizers import Tokenizer
+
+
+def main(argv: list[str]) -> int:
+    config = configs.parse(argv, {}).config
+    tokenizer, folder = prepare(config)
+    train, heldout = (shards.open_shards(folder, s) for s in ("train", "heldout"))
+    print(
+        f"{train.num_tokens:,} tokens for training, {heldout.num_tokens:,} held out, "
+        f"vocabulary {tokenizer.vocab_size:,}, in {folder}"
+    )
+    return 0
+
+
+def prepare(config: ConfigDict) -> tuple[Tokenizer, Path]:
+    """The tokenizer of a config and the folder of its shards, made where missing.
+
+    Raises:
+      UserError: see `data/corpora.py`, `data/tokenizers.py`, `data/shards.py`.
+    """
+    settings = config.data
+    corpus = Corpus(settings.corpus, settings.text_field, settings.document_boundary)
+    tokenizer = load_or_train_tokenizer(config, corpus)
+    objective = config.objective
+    framing = pretraining.framing(
+        objective.name,
+        objective.name == "masked_lm" and objective.next_sentence,
+        tokenizer,
+    )
+    fraction = settings.heldout_fraction
+    key = shards.key(corpus, tokenizer, fraction, framing)
+    folder = Path(settings.shards) if settings.shards else shards.folder_for(key)
+    shards.write_shards(
+        corpus, tokenizer, folder, heldout_fraction=fraction, framing=framing
+    )
+    return tokenizer, folder
+
+
+def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
+    """The tokenizer of `data.tokenizer.path`, else one trained on the training split.
+
+    A trained one is cached by the hash of its settings and of the corpus.
+    """
+    settings = config.data.tokenizer.to_dict()
+    path = settings.pop("path")
+    if path:
+        return tokenizers.load(path)
+    settings["special_tokens"] = (
+        tokenizers.GPT_SPECIAL_TOKENS
+        if config.objective.name == "causal_lm"
+        else tokenizers.BERT_SPECIAL_TOKENS
+    )
+    fraction = config.data.heldout_fraction
+    key = json.dumps([settings, fraction, corpus.fingerprint()], sort_keys=True)
+    digest = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    folder = corpora.cache_folder() / "tokenizers" / digest
+    if folder.is_dir() and any(folder.iterdir()):
+        return tokenizers.load(str(folder))
+    print(f"training a {settings['algorithm']} tokenizer on {corpus.source}")
+    documents = (text for text in corpus if not corpora.is_heldout(text, fraction))
+    tokenizer = tokenizers.train(documents, **settings)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+        made = tokenizer.save(Path(partial))
+        folder.mkdir(exist_ok=True)
+        made.replace(folder / made.name)
+    return tokenizer
+
+
+if __name__ == "__main__":
+    errors.run(main)

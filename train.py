@@ -1,0 +1,399 @@
+"""Pre-trains a model: config -> corpus -> tokens -> batches -> objective -> steps.
+
+    python train.py --config=configs/bert_mini.py [--workdir=runs/bert_mini]
+        [--config.optim.learning_rate=3e-4 ...] [--show_batch]
+
+The same line again resumes the run in `--workdir`, or says that it is done.
+"""
+
+import json
+import math
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import configs
+import errors
+import models
+from data import corpora, pretraining, shards
+from data.shards import Shards
+from data.tokenizers import Tokenizer
+from errors import UserError
+from objectives.causal_lm import causal_lm
+from objectives.masked_lm import masked_lm
+from objectives.next_sentence import next_sentence
+from prepare import prepare
+from training import loop, parallel, step
+from training.checkpoints import Checkpoints
+from training.metrics import MetricsWriter, draw_curves, perplexity, read_metrics
+from training.optimizers import make_optimizer, make_schedule
+from training.step import LossTerms, Term
+
+MODEL_INPUTS = (
+    "tokens",
+    "segment_ids",
+    "positions",
+    "token_types",
+    "predict_positions",
+)
+
+
+def main(argv: list[str]) -> int:
+    flags = configs.parse(argv, {"show_batch": "Prints decoded examples and exits."})
+    if flags.show_batch:
+        return show_batch(flags.config)
+    return train(flags.config, Path(flags.workdir or f"runs/{flags.config.name}"))
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Starts or resumes the run in `workdir`; returns the exit status."""
+    configs.check_run_folder(workdir, config)
+    start_jax(config.run.precision)
+    mesh = parallel.make_mesh(config.run.mesh.data)
+    parallel.check_batch_size(config.data.batch_size, mesh, config.run.micro_batches)
+
+    tokenizer, folder = prepare(config)
+    check_sizes(config, tokenizer)
+    train_split, heldout = (shards.open_shards(folder, s) for s in ("train", "heldout"))
+    batches = pretraining.training_batches(
+        make_examples(config, tokenizer, train_split),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+    )
+
+    model = models.build(config.model.to_dict(), config.run.precision)
+    loss_terms = LOSS_TERMS[config.objective.name](model)
+    schedule, optimizer = build_optimizer(config.optim)
+    state = step.create_state(init_params(model, batches[0], config.seed), optimizer)
+    state = parallel.replicate(state, mesh)
+
+    configs.write_run_folder(workdir, config)
+    record_origin(workdir, tokenizer, folder)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state)
+    first = int(state.step)
+    entropy = unigram_entropy(train_split, tokenizer, config.objective.name)
+    describe_start(config, state, mesh, train_split, heldout, first, entropy)
+
+    writer = MetricsWriter(workdir, first)
+    train_step = step.make_train_step(
+        loss_terms, optimizer, schedule, micro_batches=config.run.micro_batches
+    )
+    with loop.StopSignal() as stop:
+        state = loop.fit(
+            state,
+            device_batches(batches, first, config.run.data_threads, mesh),
+            train_step=parallel.compile_step(train_step, mesh, donate_state=True),
+            evaluate=make_evaluate(config, tokenizer, heldout, loss_terms, mesh, stop),
+            checkpoints=checkpoints,
+            writer=writer,
+            key=jax.random.key(config.seed),
+            stop=stop,
+            total_steps=config.optim.total_steps,
+            tokens_per_step=config.data.batch_size * config.data.sequence_length,
+            log_every_steps=config.run.log_every_steps,
+            eval_every_steps=config.run.eval_every_steps,
+            save_every_minutes=config.run.save_every_minutes,
+        )
+    writer.close()
+    checkpoints.close()
+    return report(config, workdir, entropy, int(state.step), stop.received)
+
+
+# Objectives: each joint loss is the sum of the terms that its function returns.
+
+
+def causal_lm_terms(model: Any) -> LossTerms:
+    """GPT: predict the next token of the document."""
+
+    def terms(params: Any, batch: dict, dropout_key: Any) -> dict[str, Term]:
+        out = apply(model, params, batch, dropout_key)
+        return {
+            "causal_lm": causal_lm(out["logits"], batch["targets"], batch["weights"])
+        }
+
+    return terms
+
+
+def masked_lm_terms(model: Any) -> LossTerms:
+    """BERT: predict the masked tokens, and whether sentence B follows sentence A."""
+
+    def terms(params: Any, batch: dict, dropout_key: Any) -> dict[str, Term]:
+        out = apply(model, params, batch, dropout_key)
+        terms = {
+            "masked_lm": masked_lm(out["logits"], batch["targets"], batch["weights"])
+        }
+        if "next_sentence" in batch:
+            terms["next_sentence"] = next_sentence(
+                out["next_sentence_logits"],
+                batch["next_sentence"],
+                batch["next_sentence_weights"],
+            )
+        return terms
+
+    return terms
+
+
+LOSS_TERMS = {"causal_lm": causal_lm_terms, "masked_lm": masked_lm_terms}
+
+
+def apply(model: Any, params: Any, batch: dict, dropout_key: Any) -> dict:
+    """The model's outputs for a batch; dropout is off where `dropout_key` is None."""
+    return model.apply(
+        {"params": params},
+        **{name: batch[name] for name in MODEL_INPUTS if name in batch},
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+# What the objective needs of the data.
+
+
+def make_examples(config: ConfigDict, tokenizer: Tokenizer, split: Shards) -> Any:
+    """The examples of a split, by index, for the objective of the config."""
+    objective, length = config.objective, config.data.sequence_length
+    if objective.name == "causal_lm":
+        return pretraining.CausalLmExamples(split, length)
+    masking = {
+        "mask_rate": objective.mask_rate,
+        "mask_token_rate": objective.mask_token_rate,
+        "random_token_rate": objective.random_token_rate,
+        "max_predictions": objective.max_predictions,
+        "whole_word": objective.whole_word,
+    }
+    if objective.next_sentence:
+        return pretraining.NextSentenceExamples(
+            split,
+            tokenizer,
+            length,
+            **masking,
+            short_seq_prob=objective.short_seq_prob,
+        )
+    return pretraining.MaskedLmExamples(split, tokenizer, length, **masking)
+
+
+def check_sizes(config: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the data does not fit the model's tables."""
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
+            f"{config.model.vocab_size}: raise it, or lower data.tokenizer.vocab_size"
+        )
+    if config.data.sequence_length > config.model.max_positions:
+        raise UserError(
+            f"data.sequence_length={config.data.sequence_length} is longer than "
+            f"model.max_positions={config.model.max_positions}: lower the one or raise "
+            "the other"
+        )
+
+
+def unigram_entropy(split: Shards, tokenizer: Tokenizer, objective: str) -> float:
+    """Entropy in nats of the tokens that are predicted, drawn without any context.
+
+    A model that has learnt only how frequent each token is has this loss.
+    """
+    counts = split.unigram_counts.astype(np.float64)
+    if objective == "masked_lm":
+        counts[list(tokenizer.special_ids.values())] = 0.0  # never masked
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log(shares)))
+
+
+def device_batches(
+    batches: Any, first: int, threads: int, mesh: Mesh
+) -> Iterator[dict]:
+    """The batches from step `first` on, on the devices."""
+    with closing(pretraining.prefetch(batches, first, threads)) as made_ahead:
+        for batch in made_ahead:
+            yield parallel.shard_batch(batch, mesh)
+
+
+def make_evaluate(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    heldout: Shards,
+    loss_terms: LossTerms,
+    mesh: Mesh,
+    stop: loop.StopSignal,
+) -> Callable[[Any], dict[str, float] | None]:
+    """`evaluate(params)`: every held-out example once; None when told to stop."""
+    batches = pretraining.evaluation_batches(
+        make_examples(config, tokenizer, heldout), batch_size=config.data.batch_size
+    )
+    eval_step = parallel.compile_step(
+        step.make_eval_step(loss_terms), mesh, donate_state=False
+    )
+    # Every token is predicted but the first of a document, which its frame adds.
+    predicted = heldout.num_tokens - (len(heldout.documents) - 1)
+    bytes_per_token = heldout.text_bytes / predicted
+
+    def evaluate(params: Any) -> dict[str, float] | None:
+        terms = []
+        for batch in batches:
+            if stop.received:
+                return None
+            terms.append(eval_step(params, parallel.shard_batch(batch, mesh)))
+        means = step.term_means(loop.sum_terms(terms))
+        values = {name: float(value) for name, value in means.items()}
+        token_loss = values[f"{config.objective.name}_loss"]
+        values["perplexity"] = perplexity(token_loss)
+        if config.objective.name == "causal_lm":
+            values["bits_per_byte"] = token_loss / math.log(2) / bytes_per_token
+        return values
+
+    return evaluate
+
+
+# The run: starting, recording, reporting.
+
+
+def start_jax(precision: str) -> None:
+    """Compiled programs are kept on disk; float32 means float32 on every device."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = corpora.cache_folder() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    logging.set_verbosity(logging.ERROR)
+
+
+def build_optimizer(optim: ConfigDict) -> tuple[Any, Any]:
+    """The schedule and the optimizer of a config."""
+    schedule = make_schedule(
+        schedule=optim.schedule,
+        learning_rate=optim.learning_rate,
+        end_learning_rate=optim.end_learning_rate,
+        warmup_steps=optim.warmup_steps,
+        total_steps=optim.total_steps,
+    )
+    optimizer = make_optimizer(
+        schedule,
+        b1=optim.b1,
+        b2=optim.b2,
+        epsilon=optim.epsilon,
+        weight_decay=optim.weight_decay,
+        no_decay=optim.no_decay,
+        clip_norm=optim.clip_norm,
+    )
+    return schedule, optimizer
+
+
+def init_params(model: Any, batch: dict, seed: int) -> Any:
+    """Fresh parameters, float32."""
+    inputs = {name: batch[name][:1] for name in MODEL_INPUTS if name in batch}
+    init = jax.jit(lambda key, inputs: model.init(key, **inputs, deterministic=True))
+    return init(jax.random.key(seed), inputs)["params"]
+
+
+def record_origin(workdir: Path, tokenizer: Tokenizer, folder: Path) -> None:
+    """Keeps with the run what it was made from: tokenizer, shards, versions.
+
+    Raises:
+      UserError: the run was begun on other data; the differences are named.
+    """
+    data = workdir / "data.json"
+    if data.exists():
+        shards.check_same_key(
+            json.loads(data.read_text()),
+            shards.read_key(folder),
+            f"the run in {workdir} was",
+        )
+    else:
+        tokenizer.save(workdir)
+        data.write_text(json.dumps(shards.read_key(folder), indent=2) + "\n")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    environment = {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+        "platform": platform.platform(),
+        "git_commit": commit.stdout.strip() or None,
+    }
+    target = workdir / "environment.json"
+    target.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def describe_start(
+    config: ConfigDict,
+    state: step.TrainState,
+    mesh: Mesh,
+    split: Shards,
+    heldout: Shards,
+    first: int,
+    entropy: float,
+) -> None:
+    """Prints what is about to be trained, on what, and the line to beat."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+        f"{config.name}: {count:,} parameters on {mesh.size} x "
+        f"{jax.devices()[0].device_kind}; {split.num_tokens:,} training and "
+        f"{heldout.num_tokens:,} held-out tokens\n"
+        f"line to beat: unigram entropy {entropy:.3f} nats; steps {first} to "
+        f"{config.optim.total_steps}; the first one compiles",
+        flush=True,
+    )
+
+
+def report(
+    config: ConfigDict, workdir: Path, entropy: float, steps: int, received: int | None
+) -> int:
+    """Draws the curves, prints best and last values and where everything is."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    draw_curves(
+        rows,
+        workdir / "curves.png",
+        line_to_beat=entropy,
+        line_name="unigram entropy",
+    )
+    evaluations = [row for row in rows if "eval/loss" in row]
+    if evaluations:
+        best, last = min(evaluations, key=lambda row: row["eval/loss"]), evaluations[-1]
+        print(
+            f"held-out loss: last {last['eval/loss']:.4f} (step {last['step']}), best "
+            f"{best['eval/loss']:.4f} (step {best['step']}); unigram entropy "
+            f"{entropy:.3f}"
+        )
+    print(f"run folder: {workdir} (checkpoints/, metrics.jsonl, curves.png)")
+    if received is not None:
+        name = signal.Signals(received).name
+        print(f"stopped by {name} after step {steps}: the same line again resumes")
+        return 128 + received
+    command = "generate" if config.objective.name == "causal_lm" else "fill_mask"
+    print(f"use it: python predict.py {command} --workdir={workdir} --help")
+    return 0
+
+
+def show_batch(config: ConfigDict) -> int:
+    """Prints the first rows of the first batch, decoded."""
+    tokenizer, folder = prepare(config)
+    batches = pretraining.training_batches(
+        make_examples(config, tokenizer, shards.open_shards(folder, "train")),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+    )
+    print(pretraining.describe(batches[0], tokenizer, rows=4))
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)
