@@ -21,11 +21,11 @@ def get_config(arg: str = "") -> ConfigDict:
             # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
             "corpus": "python_docs",
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
-            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "document_boundary": "blank_line",  # or "file", "paragraph"
             "heldout_fraction": 0.02,
             "shards": "",  # their folder; "" is one in the cache, by content
-            "sequence_length": 128,
-            "batch_size": 32,
+            "sequence_length": 64,
+            "batch_size": 16,
         }
     )
     config.data.tokenizer = ConfigDict(
@@ -52,9 +52,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "ffn_size": 1024,
             "activation": "gelu_tanh",
             "norm_epsilon": 1e-12,
-            "embedding_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "residual_dropout": 0.1,
+            "embedding_dropout": 0.0,  # less than one pass over the text: nothing to
+            "attention_dropout": 0.0,  # regularise
+            "residual_dropout": 0.0,
             "init_std": 0.02,
             "truncated_init": True,
             "pooler": False,
@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "mask_rate": 0.15,
             "mask_token_rate": 0.8,
             "random_token_rate": 0.1,  # the rest stays as it is
-            "max_predictions": 20,
+            "max_predictions": 10,
             "whole_word": False,
             "next_sentence": False,
             "short_seq_prob": 0.1,
@@ -76,13 +76,13 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.optim = ConfigDict(
         {
-            "total_steps": 700,
+            "total_steps": 1600,
             "schedule": "linear",
             "learning_rate": 1e-3,
             "end_learning_rate": 0.0,
-            "warmup_steps": 100,
+            "warmup_steps": 160,
             "b1": 0.9,
-            "b2": 0.999,
+            "b2": 0.98,
             "epsilon": 1e-6,
             "weight_decay": 0.01,
             "no_decay": (r".*/bias", r".*/scale"),
@@ -95,8 +95,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "mesh": {"data": -1},  # devices; -1 is all of them
             "data_threads": 2,  # that make batches ahead
             "micro_batches": 1,
-            "log_every_steps": 10,
-            "eval_every_steps": 100,
+            "log_every_steps": 20,
+            "eval_every_steps": 400,
             "save_every_minutes": 10.0,
         }
     )

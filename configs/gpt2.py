@@ -39,7 +39,7 @@ def get_config(arg: str = "small") -> ConfigDict:
             # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
             "corpus": "tfds:wikipedia/20230601.en",
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
-            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "document_boundary": "blank_line",  # or "file", "paragraph"
             "heldout_fraction": 0.001,
             "shards": "",  # their folder; "" is one in the cache, by content
             "sequence_length": 1024,

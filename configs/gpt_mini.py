@@ -20,11 +20,11 @@ def get_config(arg: str = "") -> ConfigDict:
             # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
             "corpus": "python_docs",
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
-            "document_boundary": "blank_line",  # of .txt: "blank_line" or "file"
+            "document_boundary": "blank_line",  # or "file", "paragraph"
             "heldout_fraction": 0.02,
             "shards": "",  # their folder; "" is one in the cache, by content
-            "sequence_length": 256,
-            "batch_size": 16,
+            "sequence_length": 128,
+            "batch_size": 8,
         }
     )
     config.data.tokenizer = ConfigDict(
@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "family": "gpt",
             "vocab_size": 8192,
-            "max_positions": 256,
+            "max_positions": 128,
             "num_layers": 4,
             "num_heads": 4,
             "head_dim": 64,
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "pre_norm": True,
             "activation": "gelu_tanh",
             "norm_epsilon": 1e-5,
-            "embedding_dropout": 0.0,
+            "embedding_dropout": 0.0,  # less than one pass over the text
             "table_dropout": False,
             "attention_dropout": 0.0,
             "residual_dropout": 0.0,
@@ -63,11 +63,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective = ConfigDict({"name": "causal_lm"})
     config.optim = ConfigDict(
         {
-            "total_steps": 700,
+            "total_steps": 1400,
             "schedule": "cosine",
             "learning_rate": 1e-3,
             "end_learning_rate": 0.0,
-            "warmup_steps": 100,
+            "warmup_steps": 140,
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
@@ -82,8 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "mesh": {"data": -1},  # devices; -1 is all of them
             "data_threads": 2,  # that make batches ahead
             "micro_batches": 1,
-            "log_every_steps": 10,
-            "eval_every_steps": 100,
+            "log_every_steps": 20,
+            "eval_every_steps": 350,
             "save_every_minutes": 10.0,
         }
     )

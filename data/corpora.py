@@ -338,7 +338,9 @@ def _text_of(record: dict, text_field: str, place: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-        raise UserError(f"{place}: field {text_field!r} is no text ({error})") from error
+        raise UserError(
+            f"{place}: field {text_field!r} is no text ({error})"
+        ) from error
     return value
 
 

@@ -90,6 +90,7 @@ def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'\n{"b": 1, "c": 2}', "line 2: no field 'text', .* 'b', 'c'"),
         ("a.jsonl", b'{"text": ["a"]}', "line 1: field 'text' holds a list"),
+        ("a.jsonl", b'{"text": "a\\ud800"}', "line 1: field 'text' is no text"),
         ("a.jsonl", b'["a"]', "line 1: a list where a JSON object"),
     ],
 )

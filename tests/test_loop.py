@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -129,6 +130,20 @@ def test_the_last_two_and_the_best_are_kept_over_a_resumption(tmp_path):
     run(tmp_path, total_steps=6, losses=[4.0, 5.0, 6.0], eval_every_steps=1)
     assert saved_steps(tmp_path) == [2, 5, 6]
     assert load_params(tmp_path)[1] == 2
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_named_before_it_is_begun(
+    tmp_path, monkeypatch
+):
+    run(tmp_path, total_steps=2)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(UserError, match=r"is full: .* 0.0 MB are free.*after step 2"):
+        run(tmp_path, total_steps=4)
+    assert saved_steps(tmp_path) == [2]
+    monkeypatch.undo()
+    state, _ = run(tmp_path, total_steps=4)
+    assert int(state.step) == 4
 
 
 def test_parameters_load_as_numpy_and_equal_the_state(tmp_path):

@@ -92,8 +92,7 @@ def shapes(model):
     )["params"]
 
 
-@functools.cache
-def random_params(model):
+def fill(tree):
     """Far from the small initial values and from zero biases: everything matters."""
     generator = np.random.default_rng(0)
 
@@ -101,7 +100,12 @@ def random_params(model):
         centre = 1.0 if path[-1].key == "scale" else 0.0
         return jnp.float32(generator.normal(centre, 0.3, leaf.shape))
 
-    return jax.tree.map_with_path(draw, shapes(model))
+    return jax.tree.map_with_path(draw, tree)
+
+
+@functools.cache
+def random_params(model):
+    return fill(shapes(model))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,8 +120,19 @@ def close(one, other, tolerance=1e-5):
 # --- Published sizes ---------------------------------------------------------
 
 
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def sizes(model):
+    """Parameters of every top-level part; one layer is traced and stands for all."""
+    tree = shapes(model.clone(num_layers=1))
+    parts = {name: size(part) for name, part in tree.items()}
+    return parts | {"layers": model.num_layers * parts.pop("layer_0")}
+
+
 def count(model):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(model)))
+    return sum(sizes(model).values())
 
 
 def published_bert(vocab_size, num_layers, hidden_size):
@@ -133,14 +148,11 @@ def published_bert(vocab_size, num_layers, hidden_size):
     return Bert(**(BERT | sizes))
 
 
-def bert_counts(*sizes):
+def bert_counts(*sizes_of_bert):
     """Parameters of the body, the pooler, the masked LM and next sentence heads."""
-    tree = dict(shapes(published_bert(*sizes)))
-    heads = [tree.pop(name) for name in ("pooler", "masked_lm", "next_sentence")]
-    return [
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
-        for part in (tree, *heads)
-    ]
+    parts = sizes(published_bert(*sizes_of_bert))
+    body = parts["embeddings"] + parts["layers"]
+    return body, parts["pooler"], parts["masked_lm"], parts["next_sentence"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +236,7 @@ def test_gpt1_parameter_count(vocab_size, expected):
 
 
 @pytest.mark.parametrize(
-    ("layers", "width", "heads", "expected", "expected_padded_vocab"),
+    ("layers", "width", "heads", "expected", "with_padded_vocab"),
     [
         (12, 768, 12, 124_439_808, 124_475_904),
         (24, 1024, 16, 354_823_168, 354_871_296),
@@ -232,10 +244,10 @@ def test_gpt1_parameter_count(vocab_size, expected):
         (48, 1600, 25, 1_557_611_200, 1_557_686_400),
     ],
 )
-def test_gpt2_parameter_counts(layers, width, heads, expected, expected_padded_vocab):
-    assert count(published_gpt(GPT2, 50257, 1024, layers, width, heads, 64)) == expected
-    padded = published_gpt(GPT2, 50304, 1024, layers, width, heads, 64)
-    assert count(padded) == expected_padded_vocab
+def test_gpt2_parameter_counts(layers, width, heads, expected, with_padded_vocab):
+    model = published_gpt(GPT2, 50257, 1024, layers, width, heads, 64)
+    assert count(model) == expected
+    assert count(model.clone(vocab_size=50304)) == with_padded_vocab
 
 
 @pytest.mark.parametrize(
@@ -269,6 +281,16 @@ def test_gpt3_13b_as_printed():
     assert count(model) == closed_form - layers * narrower
 
 
+def test_one_layer_stands_for_all():
+    for model in (
+        published_bert(30522, 24, 1024),
+        published_gpt(GPT2, 50257, 1024, 36, 1280, 20, 64),
+    ):
+        tree = shapes(model)
+        assert size(tree) == count(model)
+        assert f"layer_{model.num_layers - 1}" in tree
+
+
 # --- Parameter tree ----------------------------------------------------------
 
 
@@ -280,9 +302,7 @@ def paths(params):
 
 
 def test_parameter_paths():
-    bert = {
-        path: leaf.shape for path, leaf in paths(random_params(MODELS["bert"])).items()
-    }
+    bert, gpt1, gpt2 = (paths(shapes(MODELS[name])) for name in ("bert", *CAUSAL))
     for path, shape in {
         "embeddings/token/embedding": (50, 16),
         "embeddings/position/embedding": (16, 16),
@@ -300,11 +320,7 @@ def test_parameter_paths():
         "pooler/kernel": (16, 16),
         "next_sentence/kernel": (16, 2),
     }.items():
-        assert bert[path] == shape
-    gpt1, gpt2 = (
-        paths(random_params(MODELS["gpt1"])),
-        paths(random_params(MODELS["gpt2"])),
-    )
+        assert bert[path].shape == shape
     assert set(gpt2) - set(gpt1) == {"final_norm/scale", "final_norm/bias"}
     for path in [*bert, *gpt2]:
         assert path.rsplit("/", 1)[-1] in {"kernel", "bias", "scale", "embedding"}
@@ -362,12 +378,15 @@ def test_segments_do_not_see_each_other(name):
     moved = influence(MODELS[name], params, some_tokens(), segments, 0, 5)
     assert (moved[0, 3:6] > 1e-4).all()
     np.testing.assert_array_equal(moved[0, jnp.array([0, 1, 2, 6, 7])], 0)
+    padding = influence(MODELS[name], params, some_tokens(), segments, 0, 7)
+    np.testing.assert_array_equal(padding[0, :7], 0)  # sees nothing, not even padding
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_documents_equal_separate_rows(name):
     """Outputs and the gradient of every parameter; documents of 3 and of 5 tokens."""
-    model, params = MODELS[name], random_params(MODELS[name])
+    model = MODELS[name].clone(num_layers=1)
+    params = random_params(model)
     one, other = some_tokens(1, 3), some_tokens(1, 5, seed=1)
     nothing = jnp.zeros((1, 8), jnp.int32)
     weights = jax.random.normal(jax.random.key(2), (8, 50)) / 10
@@ -376,7 +395,9 @@ def test_packed_documents_equal_separate_rows(name):
     def gradient(tokens, segments, positions, documents):
         def loss(params):
             logits = apply(model, params, tokens, segments, positions)["logits"]
-            logits = jnp.concatenate([logits[place] for place in documents])
+            logits = jnp.concatenate(
+                [logits[row, start:end] for row, start, end in documents]
+            )
             return (logits * weights).sum(), logits
 
         return jax.grad(loss, has_aux=True)(params)
@@ -385,7 +406,7 @@ def test_packed_documents_equal_separate_rows(name):
         jnp.concatenate([jnp.concatenate([one, other], 1), nothing]),
         jnp.concatenate([jnp.array([[1, 1, 1, 2, 2, 2, 2, 2]]), nothing]),
         jnp.concatenate([jnp.array([[0, 1, 2, 0, 1, 2, 3, 4]]), nothing]),
-        ((0, slice(0, 3)), (0, slice(3, 8))),
+        ((0, 0, 3), (0, 3, 8)),
     )
     separate_gradient, separate_logits = gradient(
         jnp.concatenate(
@@ -393,7 +414,7 @@ def test_packed_documents_equal_separate_rows(name):
         ),
         jnp.array([[1] * 3 + [0] * 5, [1] * 5 + [0] * 3]),
         jnp.array([[*range(3)] + [0] * 5, [*range(5)] + [0] * 3]),
-        ((0, slice(0, 3)), (1, slice(0, 5))),
+        ((0, 0, 3), (1, 0, 5)),
     )
     close(packed_logits, separate_logits)
     jax.tree.map(close, packed_gradient, separate_gradient)
@@ -413,18 +434,21 @@ def test_padding_content_does_not_move_real_outputs(name):
     close(one["logits"][0, :5], alone["logits"][0])
 
 
-def test_default_inputs():
-    tokens = some_tokens()
-    ones = jnp.ones_like(tokens)
-    positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], tokens.shape)
-    for model in MODELS.values():
-        params = random_params(model)
-        short = apply(model, params, tokens)
-        close(short["logits"], apply(model, params, tokens, ones, positions)["logits"])
-    full = apply(model, params, tokens, ones, positions, 0 * ones, positions)
-    close(short["logits"], full["logits"])
-    other_types = apply(model, params, tokens, token_types=ones)
-    assert np.abs(other_types["logits"] - short["logits"]).max() > 1e-3
+@pytest.mark.parametrize("name", MODELS)
+def test_default_inputs(name):
+    model, params, tokens = MODELS[name], random_params(MODELS[name]), some_tokens()
+    named = {
+        "segment_ids": jnp.ones_like(tokens),
+        "positions": jnp.broadcast_to(jnp.arange(LENGTH)[None], tokens.shape),
+    }
+    if name == "bert":
+        named["token_types"] = jnp.zeros_like(tokens)
+    short = apply(model, params, tokens)["logits"]
+    close(short, apply(model, params, tokens, **named)["logits"])
+    for other in named:
+        changed = named | {other: named[other].at[:, :4].add(1)}
+        logits = apply(model, params, tokens, **changed)["logits"]
+        assert np.abs(logits - short).max() > 1e-2, other
 
 
 def test_bert_predicts_at_the_named_positions():
@@ -588,11 +612,11 @@ def test_block_against_numpy(pre_norm, causal):
     )
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     mask = jnp.tril(jnp.ones((5, 5), bool)) if causal else jnp.ones((5, 5), bool)
-    params = block.init(jax.random.key(1), x, mask[None, None], deterministic=True)
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape),
-        params,
+    tree = jax.eval_shape(
+        lambda key: block.init(key, x, mask[None, None], deterministic=True),
+        jax.random.key(0),
     )
+    params = fill(tree)
     ours, _ = block.apply(params, x, mask[None, None], deterministic=True)
     by_hand = numpy_pre_norm_block if pre_norm else numpy_post_norm_block
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
@@ -674,14 +698,14 @@ def test_gpt_initial_values(settings, position_std, output_std):
 
 def test_bert_initial_values():
     """TensorFlow's truncated normal: cut at two sigma and not rescaled."""
-    params = initial(tiny_bert(**WIDE))
+    params = initial(tiny_bert(**WIDE, num_layers=1))
     assert_biases_and_norms(params)
     for path, values in params.items():
         if path.endswith(("kernel", "embedding")):
             assert np.abs(values).max() <= 0.04, path
             assert_std(values, 0.0175925)
     assert params["embeddings/token/embedding"][0].any()  # [PAD] is a row as others
-    plain = initial(tiny_bert(**WIDE, truncated_init=False))
+    plain = initial(tiny_bert(**WIDE, num_layers=0, truncated_init=False))
     assert_std(plain["embeddings/token/embedding"], 0.02)
     assert np.abs(plain["embeddings/token/embedding"]).max() > 3 * 0.02
 
@@ -689,69 +713,87 @@ def test_bert_initial_values():
 # --- Dropout and precision ---------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def drop_logits(model, params, tokens, seed):
     rngs = {"dropout": jax.random.key(seed)}
-    apply = model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)
-    return apply["logits"]
+    output = model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)
+    return output["logits"]
 
 
-@pytest.mark.parametrize(
-    "site", ["embedding_dropout", "attention_dropout", "residual_dropout"]
-)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_dropout_site(name, site):
-    """Off without its rate and when deterministic, random by the key alone."""
-    off = {name: 0.0 for name in DROPOUT}
-    plain, model = MODELS[name].clone(**off), MODELS[name].clone(**off | {site: 0.5})
-    params, tokens = random_params(model), some_tokens()
-    still = apply(plain, params, tokens)["logits"]
-    np.testing.assert_array_equal(apply(model, params, tokens)["logits"], still)
-    close(drop_logits(plain, params, tokens, 0), still)
+def test_dropout_is_random_by_its_key_alone(name):
+    model, tokens = MODELS[name], some_tokens()
+    params = random_params(model)
+    still = apply(model, params, tokens)["logits"]
+    np.testing.assert_array_equal(still, apply(model, params, tokens)["logits"])
     one = drop_logits(model, params, tokens, 1)
-    assert np.abs(one - still).max() > 1e-2
     np.testing.assert_array_equal(one, drop_logits(model, params, tokens, 1))
+    assert np.abs(one - still).max() > 1e-2
     assert np.abs(one - drop_logits(model, params, tokens, 2)).max() > 1e-2
 
 
-def test_dropout_differs_by_site_and_layer(monkeypatch):
-    """BERT of two layers: embeddings, and three sites a layer, all with other keys."""
-    keys = []
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_sites(name, monkeypatch):
+    """Rate, shape and key of every dropout, in order, as published."""
+    model, params = MODELS[name], random_params(MODELS[name])
+    model = model.clone(
+        embedding_dropout=0.1, attention_dropout=0.2, residual_dropout=0.3
+    )
+    calls = []
 
     def record(values, rate, key):
-        keys.append(tuple(jax.random.key_data(key).tolist()))
+        calls.append((rate, values.shape, jax.random.key_data(key)))
         return values
 
-    for module in ("attention", "transformer", "bert"):
+    for module in ("attention", "transformer", "gpt", "bert"):
         monkeypatch.setattr(f"models.{module}.dropout", record)
-    model = MODELS["bert"]
-    drop_logits(model, random_params(model), some_tokens(), 0)
-    model_calls = keys[-7:]
-    assert len(set(model_calls)) == 7
+
+    @jax.jit
+    def keys(params):
+        rngs = {"dropout": jax.random.key(0)}
+        variables = {"params": params}
+        model.apply(variables, some_tokens(), deterministic=False, rngs=rngs)
+        return [key for _, _, key in calls]
+
+    rows = {tuple(key.tolist()) for key in keys(params)}
+    stream = (2, LENGTH, 16)
+    embeddings = [(0.1, stream)]
+    if name == "gpt1":
+        embeddings = [(0.1, (50, 16)), (0.1, (16, 16))]
+    layer = [(0.2, (2, 2, LENGTH, LENGTH)), (0.3, stream), (0.3, stream)]
+    assert [call[:2] for call in calls] == embeddings + 2 * layer
+    assert len(rows) == len(calls)
 
 
 def test_gpt1_drops_the_table_itself():
-    """A word loses the same elements wherever it stands, and in the softmax too."""
-    off = {name: 0.0 for name in DROPOUT}
-    sizes = {"num_layers": 0, "vocab_size": 3, "max_positions": 4}
-    settings = off | sizes | {"embedding_dropout": 0.5}
-    tokens = jnp.ones((5, 4), jnp.int32)
-    model = tiny_gpt(**GPT1 | settings)
-    params = random_params(model)
-    rngs = {"dropout": jax.random.key(0)}
-    output = model.apply({"params": params}, tokens, deterministic=False, rngs=rngs)
-    hidden = np.asarray(output["hidden"])
-    np.testing.assert_array_equal(hidden, hidden[:1].repeat(5, 0))
-    full = params["embeddings"]["token"]["embedding"]
-    # 16 equations, h . w = logit, determine a dropped row w of the softmax's table.
-    scores = np.asarray(output["logits"])[0]
-    undropped = hidden[0] @ np.asarray(full).T
-    assert np.abs(scores - undropped).max() > 1e-2
+    """A word loses the same elements wherever it stands, and in the softmax too.
 
-    usual = tiny_gpt(**GPT1 | settings | {"table_dropout": False})
-    output = usual.apply({"params": params}, tokens, deterministic=False, rngs=rngs)
-    hidden = np.asarray(output["hidden"])
-    assert np.abs(hidden[0] - hidden[1]).max() > 1e-2
-    close(output["logits"], hidden @ np.asarray(full).T)
+    Without layers and positions the output is the embedding, and the logit of the word
+    that was put in is its embedding's square.
+    """
+    sizes = {"num_layers": 0, "vocab_size": 3, "max_positions": 4}
+    model = tiny_gpt(**GPT1 | sizes | {"embedding_dropout": 0.5})
+    params = random_params(model)
+    table = params["embeddings"]["token"]["embedding"]
+    positions = {"embedding": jnp.zeros((4, 16))}
+    params = {"embeddings": params["embeddings"] | {"position": positions}}
+    tokens = jnp.ones((5, 4), jnp.int32)
+
+    def dropped(model):
+        rngs = {"dropout": jax.random.key(0)}
+        variables = {"params": params}
+        return model.apply(variables, tokens, deterministic=False, rngs=rngs)
+
+    output = dropped(model)
+    row = output["hidden"][0, 0]
+    assert 0 < (row == 0).sum() < 16
+    close(row, jnp.where(row == 0, 0, 2 * table[1]))
+    np.testing.assert_array_equal(output["hidden"], jnp.tile(row, (5, 4, 1)))
+    close(output["logits"][..., 1], jnp.full((5, 4), row @ row))
+
+    usual = dropped(model.clone(table_dropout=False))
+    assert len(np.unique(usual["hidden"] == 0, axis=0)) == 5
+    close(usual["logits"], usual["hidden"] @ table.T)
 
 
 def operand_types(jaxpr):
@@ -794,11 +836,17 @@ def test_bfloat16_matmuls_keep_float32_where_it_counts(name):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match=r"17 tokens .* max_positions = 16"):
+    with pytest.raises(
+        UserError, match=r"17 tokens does not fit model\.max_positions = 16"
+    ):
         jax.eval_shape(lambda: apply(tiny_gpt(), {}, some_tokens(1, 17)))
-    with pytest.raises(UserError, match=r"17 tokens .* max_positions = 16"):
+    with pytest.raises(
+        UserError, match=r"17 tokens does not fit model\.max_positions = 16"
+    ):
         jax.eval_shape(lambda: apply(tiny_bert(), {}, some_tokens(1, 17)))
-    with pytest.raises(UserError, match=r"17 tokens .* max_positions = 16"):
+    with pytest.raises(
+        UserError, match=r"17 tokens does not fit model\.max_positions = 16"
+    ):
         tiny_gpt().empty_cache(1, 17)
     with pytest.raises(UserError, match="'swish'; choose one of gelu_erf"):
         count(tiny_gpt(activation="swish"))

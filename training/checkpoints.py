@@ -1,5 +1,6 @@
 """Checkpoints: orbax, asynchronous, atomic; the last two and the best are kept."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from errors import UserError
 from training.step import TrainState
+
+MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
 
 
 def _held_out_loss(metrics: dict[str, float]) -> float:
@@ -45,11 +48,25 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._check_space(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
             metrics=None if loss is None else {"loss": loss},
         )
+
+    def _check_space(self, state: TrainState) -> None:
+        """Raises UserError where a checkpoint would fill the disk half-way through."""
+        self.wait()
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN_BYTES
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < needed:
+            raise UserError(
+                f"the disk of {self._manager.directory} is full: a checkpoint takes "
+                f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free. Free some space "
+                f"and run the same line again: it goes on after step "
+                f"{self.latest_step() or 0}"
+            )
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

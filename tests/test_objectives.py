@@ -1,0 +1,128 @@
+"""Objectives by hand: sums, weights, accuracy, gradients, precision."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from objectives.causal_lm import causal_lm
+from objectives.masked_lm import masked_lm
+from objectives.next_sentence import next_sentence
+
+OBJECTIVES = [causal_lm, masked_lm]
+PROBABILITIES = [
+    [[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]],
+    [[0.3, 0.3, 0.4], [0.8, 0.1, 0.1]],
+]
+LOGITS = jnp.log(jnp.array(PROBABILITIES))
+TARGETS = jnp.array([[0, 1], [2, 0]])
+WEIGHTS = jnp.array([[1.0, 1.0], [0.5, 0.0]])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("shift", [0.0, 5.0, -1000.0])
+def test_by_hand(objective, shift):
+    """Constant shifts of the logits do not matter; the last slot has weight 0."""
+    loss, weight, metrics = objective(LOGITS + shift, TARGETS, WEIGHTS)
+    by_hand = -math.log(0.5) - math.log(0.2) - 0.5 * math.log(0.4)
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6 if shift == 0 else 1e-3)
+    assert weight == 2.5
+    assert set(metrics) == {"accuracy"}
+    assert metrics["accuracy"] == 1.5  # the first and the third are right
+
+
+def test_next_sentence_by_hand():
+    logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    labels, weights = jnp.array([0, 0, 1]), jnp.array([1.0, 1.0, 0.0])
+    loss, weight, metrics = next_sentence(logits, labels, weights)
+    by_hand = math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    assert (weight, metrics["accuracy"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_uniform_logits_cost_the_logarithm_of_the_vocabulary(objective):
+    loss, weight, _ = objective(
+        jnp.zeros((2, 3, 50)), jnp.full((2, 3), 7), jnp.ones((2, 3))
+    )
+    np.testing.assert_allclose(loss / weight, math.log(50), rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_weight_zero_rows_change_nothing(objective):
+    more = [
+        jnp.concatenate([LOGITS, 100 * LOGITS[:1]]),
+        jnp.concatenate([TARGETS, TARGETS[:1]]),
+        jnp.concatenate([WEIGHTS, jnp.zeros((1, 2))]),
+    ]
+    for one, other in zip(
+        jax.tree.leaves(objective(LOGITS, TARGETS, WEIGHTS)),
+        jax.tree.leaves(objective(*more)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    gradient = jax.grad(lambda logits: objective(logits, *more[1:])[0])(more[0])
+    np.testing.assert_array_equal(gradient[2], 0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_all_weights_zero(objective):
+    arguments = TARGETS, jnp.zeros((2, 2))
+    assert jax.tree.leaves(objective(LOGITS, *arguments)) == [0, 0, 0]
+    gradient = jax.grad(lambda logits: objective(logits, *arguments)[0])(LOGITS)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradient_is_softmax_minus_one_hot(objective):
+    logits = jax.random.normal(jax.random.key(0), (2, 2, 3))
+    gradient = jax.grad(lambda logits: objective(logits, TARGETS, WEIGHTS)[0])(logits)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    by_hand = (shares - np.eye(3)[np.asarray(TARGETS)]) * np.asarray(WEIGHTS)[..., None]
+    np.testing.assert_allclose(gradient, by_hand, atol=1e-6)
+
+
+def test_next_sentence_gradient():
+    logits = jnp.array([[2.0, 1.0], [0.0, 3.0]])
+    labels, weights = jnp.array([0, 1]), jnp.array([1.0, 0.5])
+    gradient = jax.grad(lambda x: next_sentence(x, labels, weights)[0])(logits)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    by_hand = (shares - np.eye(2)) * np.array([[1.0], [0.5]])
+    np.testing.assert_allclose(gradient, by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_bfloat16_logits_are_summed_in_float32(objective):
+    """Summing 50,000 exponentials in bfloat16 would stop growing at 256."""
+    logits = jnp.zeros((1, 1, 50_000), jnp.bfloat16)
+    results = objective(logits, jnp.array([[3]]), jnp.ones((1, 1)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(results[0], math.log(50_000), rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_micro_batches_add_up(objective):
+    whole = objective(LOGITS, TARGETS, WEIGHTS)
+    parts = [
+        objective(LOGITS[i : i + 1], TARGETS[i : i + 1], WEIGHTS[i : i + 1])
+        for i in range(2)
+    ]
+    jax.tree.map(
+        lambda whole, *parts: np.testing.assert_allclose(whole, sum(parts), rtol=1e-6),
+        whole,
+        *parts,
+    )
+
+
+def test_large_logits_stay_finite():
+    logits = jnp.array([[[1e4, -1e4, 0.0]]])
+    loss, _, _ = causal_lm(logits, jnp.array([[1]]), jnp.ones((1, 1)))
+    assert loss == 2e4
+
+
+def test_target_outside_the_vocabulary_is_not_hidden():
+    """NaN, which stops a run, and not the loss of some other word."""
+    loss, _, _ = causal_lm(LOGITS, TARGETS + 3, WEIGHTS)
+    assert np.isnan(loss)
