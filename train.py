@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -37,7 +37,12 @@ from prepare import prepare
 from training import loop, parallel, step
 from training.checkpoints import Checkpoints
 from training.metrics import MetricsWriter, draw_curves, perplexity, read_metrics
-from training.optimizers import make_optimizer, make_schedule
+from training.optimizers import (
+    group_table,
+    make_optimizer,
+    make_schedule,
+    stop_frozen,
+)
 from training.step import LossTerms, Term
 
 MODEL_INPUTS = (
@@ -74,12 +79,14 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     model = models.build(config.model.to_dict(), config.run.precision)
     loss_terms = LOSS_TERMS[config.objective.name](model)
-    schedule, optimizer = build_optimizer(config.optim)
-    state = step.create_state(init_params(model, batches[0], config.seed), optimizer)
-    state = parallel.replicate(state, mesh)
+    schedule = make_schedule(**schedule_settings(config.optim))
+    params = init_params(model, batches[0], config.seed)
+    optimizer = build_optimizer(params, config.optim)
+    state = parallel.replicate(step.create_state(params, optimizer), mesh)
 
     configs.write_run_folder(workdir, config)
     record_origin(workdir, tokenizer, folder)
+    record_groups(workdir, params, config.optim)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
@@ -89,7 +96,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     writer = MetricsWriter(workdir, first)
     train_step = step.make_train_step(
-        loss_terms, optimizer, schedule, micro_batches=config.run.micro_batches
+        lambda params, batch, key: loss_terms(
+            stop_frozen(params, config.optim.groups), batch, key
+        ),
+        optimizer,
+        schedule,
+        micro_batches=config.run.micro_batches,
     )
     with loop.StopSignal() as stop:
         state = loop.fit(
@@ -267,28 +279,34 @@ def start_jax(precision: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
-    logging.set_verbosity(logging.ERROR)
+    parallel.keep_freed_memory()
 
 
-def build_optimizer(optim: ConfigDict) -> tuple[Any, Any]:
-    """The schedule and the optimizer of a config."""
-    schedule = make_schedule(
-        schedule=optim.schedule,
-        learning_rate=optim.learning_rate,
-        end_learning_rate=optim.end_learning_rate,
-        warmup_steps=optim.warmup_steps,
-        total_steps=optim.total_steps,
-    )
-    optimizer = make_optimizer(
-        schedule,
+def schedule_settings(optim: ConfigDict) -> dict[str, Any]:
+    """The arguments of `make_schedule`."""
+    return {
+        "schedule": optim.schedule,
+        "learning_rate": optim.learning_rate,
+        "end_learning_rate": optim.end_learning_rate,
+        "warmup_steps": optim.warmup_steps,
+        "total_steps": optim.total_steps,
+    }
+
+
+def build_optimizer(params: Any, optim: ConfigDict) -> optax.GradientTransformation:
+    """The optimizer of a config, with its parameter groups."""
+    return make_optimizer(
+        params,
+        optim.groups,
+        schedule_settings(optim),
         b1=optim.b1,
         b2=optim.b2,
         epsilon=optim.epsilon,
         weight_decay=optim.weight_decay,
         no_decay=optim.no_decay,
         clip_norm=optim.clip_norm,
+        adam=optim.adam,
     )
-    return schedule, optimizer
 
 
 def init_params(model: Any, batch: dict, seed: int) -> Any:
@@ -333,6 +351,18 @@ def record_origin(workdir: Path, tokenizer: Tokenizer, folder: Path) -> None:
     target.write_text(json.dumps(environment, indent=2) + "\n")
 
 
+def record_groups(workdir: Path, params: Any, optim: ConfigDict) -> None:
+    """Writes what the optimizer will do to each parameter."""
+    table = group_table(
+        params,
+        optim.groups,
+        schedule_settings(optim),
+        weight_decay=optim.weight_decay,
+        no_decay=optim.no_decay,
+    )
+    (workdir / "parameters.txt").write_text(table + "\n")
+
+
 def describe_start(
     config: ConfigDict,
     state: step.TrainState,
@@ -348,6 +378,7 @@ def describe_start(
         f"{config.name}: {count:,} parameters on {mesh.size} x "
         f"{jax.devices()[0].device_kind}; {split.num_tokens:,} training and "
         f"{heldout.num_tokens:,} held-out tokens\n"
+        "each parameter's rate and decay: parameters.txt in the run folder\n"
         f"line to beat: unigram entropy {entropy:.3f} nats; steps {first} to "
         f"{config.optim.total_steps}; the first one compiles",
         flush=True,

@@ -86,12 +86,14 @@ def get_config(arg: str = "") -> ConfigDict:
             "learning_rate": 1e-4,
             "end_learning_rate": 0.0,
             "warmup_steps": 10_000,
+            "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.999,
             "epsilon": 1e-6,
             "weight_decay": 0.01,
             "no_decay": (r".*/bias", r".*/scale"),
             "clip_norm": 1.0,
+            "groups": ((".*", {}),),  # ordered (path pattern, own settings)
         }
     )
     config.run = ConfigDict(

@@ -1,8 +1,10 @@
 """BERT of 4 layers x 256 on the docstrings of this machine: the first thing to run.
 
-Size: BERT-Mini of Turc et al. 2019 (arXiv:1908.08962), vocabulary 8,192. Masked LM
+Size: BERT-Mini of Turc et al. 2019 (arXiv:1908.08962), vocabulary 4,096. Masked LM
 without next sentence prediction (RoBERTa, Liu et al. 2019, 4.2: not needed), documents
-packed full.
+packed full. The rest is chosen to learn in few steps: short rows, small batches, much
+masked, a larger start than 0.02. With 15 % masked and 0.02 (vocabulary 8,192, 1,600
+steps) the held-out loss was 5.97 against a unigram entropy of 6.38.
 
     python train.py --config=configs/bert_mini.py
 """
@@ -32,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "path": "",  # bring your own; "" trains one as the other lines say
             "algorithm": "wordpiece",
-            "vocab_size": 8192,
+            "vocab_size": 4096,
             "lowercase": True,
             "strip_accents": True,
             "unicode_form": "NFC",
@@ -42,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(
         {
             "family": "bert",
-            "vocab_size": 8192,
+            "vocab_size": 4096,
             "max_positions": 128,
             "num_token_types": 2,
             "num_layers": 4,
@@ -55,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "embedding_dropout": 0.0,  # less than one pass over the text: nothing to
             "attention_dropout": 0.0,  # regularise
             "residual_dropout": 0.0,
-            "init_std": 0.02,
+            "init_std": 0.05,  # about 1 / sqrt(width), as 0.02 is for wider ones
             "truncated_init": True,
             "pooler": False,
             "masked_lm_head": True,
@@ -65,10 +67,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective = ConfigDict(
         {
             "name": "masked_lm",
-            "mask_rate": 0.15,
+            "mask_rate": 0.4,  # more to learn from each row (Wettig et al. 2023)
             "mask_token_rate": 0.8,
             "random_token_rate": 0.1,  # the rest stays as it is
-            "max_predictions": 10,
+            "max_predictions": 26,
             "whole_word": False,
             "next_sentence": False,
             "short_seq_prob": 0.1,
@@ -76,17 +78,19 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.optim = ConfigDict(
         {
-            "total_steps": 1600,
+            "total_steps": 1800,
             "schedule": "linear",
-            "learning_rate": 1e-3,
+            "learning_rate": 1.5e-3,
             "end_learning_rate": 0.0,
             "warmup_steps": 160,
+            "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.98,
             "epsilon": 1e-6,
             "weight_decay": 0.01,
             "no_decay": (r".*/bias", r".*/scale"),
             "clip_norm": 1.0,
+            "groups": ((".*", {}),),  # ordered (path pattern, own settings)
         }
     )
     config.run = ConfigDict(

@@ -63,17 +63,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.objective = ConfigDict({"name": "causal_lm"})
     config.optim = ConfigDict(
         {
-            "total_steps": 1400,
+            "total_steps": 1000,
             "schedule": "cosine",
             "learning_rate": 1e-3,
             "end_learning_rate": 0.0,
-            "warmup_steps": 140,
+            "warmup_steps": 100,
+            "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
             "weight_decay": 0.1,
             "no_decay": (r".*/bias", r".*/scale"),
             "clip_norm": 1.0,
+            "groups": ((".*", {}),),  # ordered (path pattern, own settings)
         }
     )
     config.run = ConfigDict(
@@ -83,7 +85,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "data_threads": 2,  # that make batches ahead
             "micro_batches": 1,
             "log_every_steps": 20,
-            "eval_every_steps": 350,
+            "eval_every_steps": 250,
             "save_every_minutes": 10.0,
         }
     )

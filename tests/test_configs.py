@@ -69,7 +69,7 @@ def test_configs_have_the_five_groups_and_build_their_model(name):
     assert set(config.keys()) == GROUPS | {"name", "seed"}
     assert config.model.num_heads * config.model.head_dim == config.model.hidden_size
     models.build(config.model.to_dict(), config.run.precision)
-    train.build_optimizer(config.optim)
+    train.make_schedule(**train.schedule_settings(config.optim))
     assert config.data.sequence_length <= config.model.max_positions
     assert inspect.getdoc(importlib.import_module(f"configs.{name}"))
 

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from errors import UserError
 from training.step import TrainState
+
+logging.set_verbosity(logging.ERROR)  # orbax warns at each save of what is no fault
 
 MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
 
@@ -70,6 +73,10 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the held-out loss of the checkpoint of this step is known."""
+        return self._manager.metrics(step) is not None
 
     def best_step(self) -> int | None:
         """The step with the lowest held-out loss, else the latest one."""

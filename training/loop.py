@@ -50,6 +50,10 @@ def sum_terms(terms: list[dict[str, Term]]) -> dict[str, Term]:
     )
 
 
+def held_out_loss(values: dict[str, float]) -> float:
+    return values["loss"]
+
+
 def fit(
     state: TrainState,
     batches: Iterator[dict],
@@ -65,12 +69,14 @@ def fit(
     log_every_steps: int,
     eval_every_steps: int,
     save_every_minutes: float,
+    criterion: Callable[[dict[str, float]], float] = held_out_loss,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`, or until `stop` receives a signal.
 
     `batches` starts at `state.step`. The metrics of an update are fetched while the
     next one runs, and looked at before anything is saved, so that no checkpoint ever
-    holds a state after a loss that is not finite.
+    holds a state after a loss that is not finite. The checkpoint whose evaluation has
+    the lowest `criterion` is kept.
 
     Raises:
       UserError: the loss or the gradient norm is not finite.
@@ -101,26 +107,34 @@ def fit(
                     flush=True,
                 )
 
+    def evaluate_and_write() -> float | None:
+        values = evaluate(state.params)
+        if values is None:
+            return None
+        writer.write(step, {f"eval/{k}": v for k, v in values.items()})
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+        bar.write(f"step {step}: held-out {shown}")
+        return criterion(values)
+
+    def evaluation_due() -> bool:
+        return step % eval_every_steps == 0 or step == total_steps
+
+    # A signal can come between an update and its evaluation.
+    if step > 0 and evaluation_due() and not checkpoints.is_evaluated(step):
+        evaluate_and_write()
     while step < total_steps and not stop.received:
         state, metrics = train_step(state, next(batches), key)
         step += 1
         bar.update()
         record()
         pending = (step, metrics)
-        evaluation_due = step % eval_every_steps == 0 or step == total_steps
         save_due = time.monotonic() - last_save > save_every_minutes * 60
-        if not (evaluation_due or save_due or stop.received):
+        if not (evaluation_due() or save_due or stop.received):
             continue
         record()
         with timer.paused():
-            values = evaluate(state.params) if evaluation_due else None
-            if values is not None:
-                writer.write(step, {f"eval/{k}": v for k, v in values.items()})
-                bar.write(
-                    f"step {step}: held-out "
-                    + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-                )
-            checkpoints.save(state, values["loss"] if values else None)
+            value = evaluate_and_write() if evaluation_due() else None
+            checkpoints.save(state, value)
             last_save = time.monotonic()
     bar.close()
     checkpoints.save(state, None)
