@@ -116,6 +116,20 @@ class JsonTokenizer:
         encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def encode_batch_offsets(
+        self, texts: list[str]
+    ) -> list[tuple[Int[np.ndarray, " N"], Int[np.ndarray, "N 2"]]]:
+        """As `encode_batch`, each with the characters its pieces begin and end at.
+
+        White space that a piece stands for is part of it. Where pieces share one
+        character, either all span it or all but the last span nothing.
+        """
+        encodings = self.library.encode_batch(texts, add_special_tokens=False)
+        return [
+            (np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
+            for e in encodings
+        ]
+
     def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Readable text; special tokens show as they are written."""
         return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -169,6 +183,26 @@ class SentencePieceTokenizer:
         """The int32 ids of each text, on all cores; no special tokens are added."""
         batch = self.library.encode(texts, num_threads=os.cpu_count())
         return [np.array(ids, np.int32) for ids in batch]
+
+    def encode_batch_offsets(
+        self, texts: list[str]
+    ) -> list[tuple[Int[np.ndarray, " N"], Int[np.ndarray, "N 2"]]]:
+        """As `encode_batch`, each with the characters its pieces begin and end at."""
+        from sentencepiece import sentencepiece_pb2
+
+        encoded = []
+        # Of the forms with offsets the one that all versions have; it counts bytes.
+        for text, proto in zip(
+            texts, self.library.encode(texts, out_type="serialized_proto"), strict=True
+        ):
+            pieces = sentencepiece_pb2.SentencePieceText.FromString(proto).pieces
+            utf8 = np.frombuffer(text.encode(), np.uint8)
+            characters = np.cumsum((utf8 & 0xC0) != 0x80)  # up to and with each byte
+            characters = np.concatenate([[0], characters]).astype(np.int32)
+            spans = np.array([(p.begin, p.end) for p in pieces], int).reshape(-1, 2)
+            ids = np.array([p.id for p in pieces], np.int32)
+            encoded.append((ids, characters[spans]))
+        return encoded
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Readable text; special tokens show as they are written."""

@@ -1,0 +1,336 @@
+"""Encoded examples to batches: several whole examples a row, in shapes that stay.
+
+Rows of T tokens are filled first-fit: an example goes into the first open row that has
+room for it. Sequences of a row do not see each other (`segment_ids`), so a packed batch
+gives the same losses as one with an example a row.
+
+A batch is a dict of arrays. B rows of T tokens, E slots a row for examples, R readout
+positions an example:
+
+- `tokens`, `segment_ids` (1, 2, .. number the sequences of the row, 0 is padding),
+  `positions` [B, T]; encoders: `token_types` [B, T].
+- `example_ids` [B, E]: index into `Examples.encoded`, -1 for an unused slot.
+- classification, choice: `readout_positions` [B, E, R], `labels`, `weights` [B, E];
+  R is the number of answers of a choice.
+- similarity: the same with `scores` [B, E] for `labels`; decoders: R = 2.
+- tagging: `labels`, `weights`, `word_ids` [B, T]; word_ids is -1 off first pieces.
+- span: `example_segments`, `starts`, `ends`, `weights` [B, E].
+- decoders: `lm_targets`, `lm_weights` [B, T], the next token within the sequence.
+
+Weights are 0 in unused slots and for unlabelled data.
+"""
+
+import collections
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from data.tasks import Examples
+from data.tokenizers import Tokenizer
+from errors import UserError
+
+Batch = dict[str, Shaped[np.ndarray, "B ..."]]
+
+# A bound for speed; the rows that stay open are those with the most room.
+OPEN_ROWS = 64
+# Rows as short as leave this little padding are taken rather than the fullest ones,
+# because attention costs by the row's length.
+ENOUGH_PADDING = 0.05
+MAX_STEPS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """The static shape of batches.
+
+    Attributes:
+        rows: B, over all hosts.
+        length: T.
+        slots: E, the most examples a row takes.
+        packed: False: one example a row.
+    """
+
+    rows: int
+    length: int
+    slots: int
+    packed: bool
+
+
+def row_shape(
+    examples: Examples,
+    *,
+    examples_per_batch: int,
+    longest_row: int,
+    rows_multiple: int,
+    packed: bool,
+) -> RowShape:
+    """A shape with little padding whose batches hold so many examples on average.
+
+    The exact number of examples in a batch varies, since rows are filled with what
+    fits; losses are sums over weights, so no example counts more than another.
+
+    Args:
+        examples: of the training split (or the one to evaluate).
+        examples_per_batch: the papers' batch size.
+        longest_row: T may grow to this; twice `max_length` or more packs well.
+        rows_multiple: B must be a multiple of this (devices times micro-batches).
+        packed: False: one example a row, rows as long as the longest example.
+
+    Raises:
+        UserError: an example does not fit into longest_row.
+    """
+    if examples_per_batch < 1:
+        raise UserError(f"batch_size={examples_per_batch} must be at least 1")
+    lengths = examples.lengths
+    longest = int(lengths.max())
+    if longest > longest_row:
+        raise UserError(
+            f"the longest example has {longest} tokens in all its sequences (a choice "
+            f"has one an answer) and rows hold {longest_row}; lower max_length, or "
+            f"raise the row length to {longest}"
+        )
+    shortest_row = min(-(-longest // 8) * 8, longest_row)
+    if not packed:
+        rows = -(-examples_per_batch // rows_multiple) * rows_multiple
+        return RowShape(rows, shortest_row, 1, False)
+    sample = lengths[np.random.default_rng(0).permutation(len(lengths))[:4096]]
+    step = max(8, (longest_row - shortest_row) // 16 // 8 * 8)
+    paddings = {}
+    for length in range(shortest_row, longest_row + 1, step):
+        packing = pack(sample, length, slots=length)
+        paddings[length] = 1 - sample.sum() / (len(packing) * length)
+        if paddings[length] <= ENOUGH_PADDING:
+            break
+    length = min(
+        paddings, key=lambda key: (paddings[key] > ENOUGH_PADDING, paddings[key])
+    )
+    packing = pack(sample, length, slots=length)
+    rows = examples_per_batch * len(packing) / len(sample)
+    return RowShape(
+        rows=max(1, round(rows / rows_multiple)) * rows_multiple,
+        length=length,
+        slots=max(map(len, packing)),
+        packed=True,
+    )
+
+
+def pack(
+    lengths: Int[np.ndarray, " N"], row_length: int, slots: int
+) -> list[list[int]]:
+    """First-fit: the places in `lengths` that share a row, in order, for each row.
+
+    At most `OPEN_ROWS` rows are open; to open another the fullest is closed.
+    """
+    packed: list[list[int]] = []
+    open_rows: list[int] = []
+    room: list[int] = []  # of the open rows
+    shortest = int(lengths.min()) if len(lengths) else 0
+    for place, length in enumerate(lengths.tolist()):
+        assert length <= row_length, (length, row_length)
+        index = next((i for i, free in enumerate(room) if length <= free), -1)
+        if index < 0:
+            if len(room) == OPEN_ROWS:
+                fullest = room.index(min(room))
+                del room[fullest], open_rows[fullest]
+            index = len(room)
+            room.append(row_length)
+            open_rows.append(len(packed))
+            packed.append([])
+        row = packed[open_rows[index]]
+        row.append(place)
+        room[index] -= length
+        if room[index] < shortest or len(row) == slots:
+            del room[index], open_rows[index]
+    return packed
+
+
+def training_batches(
+    examples: Examples,
+    shape: RowShape,
+    *,
+    seed: int,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> grain.MapDataset:
+    """`[step]` is this host's rows of the batch of that step; without end.
+
+    A pure function of (seed, step). Each epoch shuffles the examples by (seed, epoch),
+    packs them, and shuffles the rows; the rows of all epochs follow one another, so
+    every example comes once an epoch and no batch is short. To seek, the epochs before
+    are packed again for their numbers of rows, a second per million examples or so.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
+    mine = _host_rows(shape, host_index, host_count)
+    order = _EndlessRows(examples.lengths, shape, seed)
+
+    def batch(step: int) -> Batch:
+        rows = [order.row(step * shape.rows + row) for row in mine]
+        return _batch(examples, rows, shape)
+
+    return grain.MapDataset.range(MAX_STEPS).map(batch)
+
+
+def evaluation_batches(
+    examples: Examples, shape: RowShape, *, host_index: int = 0, host_count: int = 1
+) -> grain.MapDataset:
+    """Every example once, packed in order; the last batch is filled with empty rows."""
+    mine = _host_rows(shape, host_index, host_count)
+    packing = pack_all(examples.lengths, shape)
+
+    def batch(step: int) -> Batch:
+        places = [step * shape.rows + row for row in mine]
+        rows = [packing[place] if place < len(packing) else [] for place in places]
+        return _batch(examples, rows, shape)
+
+    return grain.MapDataset.range(-(-len(packing) // shape.rows)).map(batch)
+
+
+def pack_all(lengths: Int[np.ndarray, " N"], shape: RowShape) -> list[list[int]]:
+    """The rows of one pass in order; an epoch has len(.) / shape.rows steps."""
+    if lengths.max() > shape.length:
+        raise UserError(
+            f"an example has {lengths.max()} tokens and rows hold {shape.length}; "
+            "choose the shape for the longest of all splits"
+        )
+    return pack(lengths, shape.length, shape.slots if shape.packed else 1)
+
+
+def padding_share(batches: Iterable[Batch]) -> float:
+    """The part of all positions that hold no token, 0 to 1."""
+    used = total = 0
+    for batch in batches:
+        used += np.count_nonzero(batch["segment_ids"])
+        total += batch["segment_ids"].size
+    return 1 - used / total
+
+
+def describe(batch: Batch, examples: Examples, tokenizer: Tokenizer, rows: int) -> str:
+    """The first rows of a batch for a reader: each sequence, and what is predicted."""
+    lines = []
+    for row in range(min(rows, len(batch["tokens"]))):
+        segment_ids, tokens = batch["segment_ids"][row], batch["tokens"][row]
+        lines.append(f"row {row}: {np.count_nonzero(segment_ids)} tokens")
+        for segment in range(1, segment_ids.max() + 1):
+            text = tokenizer.decode(tokens[segment_ids == segment])
+            lines.append(f"  sequence {segment}: {text}")
+        lines += _targets(batch, examples, tokenizer, row)
+    lines.append(f"padding: {padding_share([batch]):.1%} of the positions")
+    return "\n".join(lines)
+
+
+def _targets(
+    batch: Batch, examples: Examples, tokenizer: Tokenizer, row: int
+) -> list[str]:
+    tokens = batch["tokens"][row]
+    if examples.kind == "tagging":
+        (places,) = np.nonzero(batch["weights"][row])
+        names = [examples.labels[label] for label in batch["labels"][row, places]]
+        words = [tokenizer.pieces[token] for token in tokens[places]]
+        return ["  " + " ".join(f"{w}/{n}" for w, n in zip(words, names, strict=True))]
+    lines = []
+    for slot, index in enumerate(batch["example_ids"][row].tolist()):
+        if index < 0 or not batch["weights"][row, slot]:
+            continue
+        if examples.kind == "similarity":
+            target = f"{batch['scores'][row, slot]:g}"
+        elif examples.kind == "span":
+            start, end = (int(batch[name][row, slot]) for name in ("starts", "ends"))
+            target = repr(tokenizer.decode(tokens[start : end + 1]))
+        else:
+            target = repr(examples.labels[batch["labels"][row, slot]])
+        lines.append(f"  example {index} -> {target}")
+    return lines
+
+
+class _EndlessRows:
+    """Row number -> the examples in it, over all epochs."""
+
+    def __init__(self, lengths: Int[np.ndarray, " N"], shape: RowShape, seed: int):
+        self.lengths, self.shape, self.seed = lengths, shape, seed
+        self.begins = [0]  # the number of the first row of each epoch, as far as known
+        self.recent: collections.OrderedDict[int, list[Int[np.ndarray, " _"]]] = (
+            collections.OrderedDict()
+        )
+        self.lock = threading.Lock()  # batches are made ahead by threads
+
+    def row(self, number: int) -> list[int]:
+        with self.lock:
+            while number >= self.begins[-1]:
+                epoch = len(self.begins) - 1
+                self.begins.append(self.begins[-1] + len(self._epoch(epoch)))
+            epoch = int(np.searchsorted(self.begins, number, side="right")) - 1
+            return self._epoch(epoch)[number - self.begins[epoch]].tolist()
+
+    def _epoch(self, epoch: int) -> list[Int[np.ndarray, " _"]]:
+        if epoch not in self.recent:
+            generator = np.random.default_rng([self.seed, epoch])
+            order = generator.permutation(len(self.lengths))
+            packing = pack_all(self.lengths[order], self.shape)
+            shuffled = generator.permutation(len(packing)).tolist()
+            self.recent[epoch] = [order[packing[place]] for place in shuffled]
+            if len(self.recent) > 2:  # a batch may begin in the epoch before
+                self.recent.popitem(last=False)
+        return self.recent[epoch]
+
+
+def _host_rows(shape: RowShape, host_index: int, host_count: int) -> range:
+    if shape.rows % host_count:
+        raise UserError(
+            f"{shape.rows} rows do not divide over {host_count} hosts; make "
+            f"rows_multiple a multiple of {host_count}"
+        )
+    count = shape.rows // host_count
+    return range(host_index * count, (host_index + 1) * count)
+
+
+def _batch(examples: Examples, rows: list[list[int]], shape: RowShape) -> Batch:
+    """Lays examples out in rows; positions in them are moved to where they stand."""
+    size = len(rows)
+    batch = {
+        name: np.zeros((size, shape.length), array.dtype)
+        for name, array in examples.encoded[0].arrays.items()
+    }
+    batch["tokens"][:] = examples.pad
+    for name, array in examples.encoded[0].slot.items():
+        batch[name] = np.zeros((size, shape.slots, *np.shape(array)), array.dtype)
+    batch["example_ids"] = np.full((size, shape.slots), -1, np.int32)
+    if "word_ids" in batch:
+        batch["word_ids"][:] = -1
+    for row, indices in enumerate(rows):
+        begin = segments = 0
+        for slot, index in enumerate(indices):
+            example = examples.encoded[index]
+            end = begin + len(example)
+            for name, array in example.arrays.items():
+                batch[name][row, begin:end] = array
+            batch["segment_ids"][row, begin:end] += segments
+            for name, value in example.slot.items():
+                moved = value
+                if name in ("readout_positions", "starts", "ends"):
+                    moved = value + begin
+                elif name == "example_segments":
+                    moved = value + segments
+                batch[name][row, slot] = moved
+            batch["example_ids"][row, slot] = index
+            segments = int(batch["segment_ids"][row, end - 1])
+            begin = end
+    if examples.family == "decoder":
+        del batch["token_types"]
+        batch |= _next_tokens(batch["tokens"], batch["segment_ids"])
+    return batch
+
+
+def _next_tokens(
+    tokens: Int[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
+) -> Batch:
+    targets = np.zeros_like(tokens)
+    weights = np.zeros(tokens.shape, np.float32)
+    is_next = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    targets[:, :-1] = np.where(is_next, tokens[:, 1:], 0)
+    weights[:, :-1] = is_next
+    return {"lm_targets": targets, "lm_weights": weights}
