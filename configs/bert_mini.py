@@ -78,11 +78,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.optim = ConfigDict(
         {
-            "total_steps": 1800,
+            "total_steps": 1500,
             "schedule": "linear",
             "learning_rate": 1.5e-3,
             "end_learning_rate": 0.0,
-            "warmup_steps": 160,
+            "warmup_steps": 150,
             "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.98,
