@@ -186,5 +186,5 @@ def test_only_run_may_differ(tmp_path):
     changed.run.log_every_steps = 1
     configs.check_run_folder(tmp_path, changed)
     changed.objective.mask_rate = 0.3
-    with pytest.raises(UserError, match=r"objective.mask_rate was 0.15, is 0.3"):
+    with pytest.raises(UserError, match=r"objective.mask_rate was 0.4, is 0.3"):
         configs.check_run_folder(tmp_path, changed)
