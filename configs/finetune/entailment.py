@@ -1,0 +1,20 @@
+"""Does the premise entail the hypothesis? SICK (Marelli et al. 2014), or any pairs.
+
+    python finetune.py --config=configs/finetune/entailment.py
+        --config.init_from=runs/bert_mini --config.data.train=sick_train.tsv
+        --config.data.eval=sick_dev.tsv --config.data.test=sick_test.tsv
+
+No result has been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.finetune import topic
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = topic.get_config()
+    config.name = "entailment"
+    config.task.text_columns = ("premise", "hypothesis")
+    config.data.max_length = 96
+    return topic.variant(config, arg)

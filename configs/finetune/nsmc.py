@@ -1,0 +1,20 @@
+"""Korean film reviews into positive and negative (NSMC; https://github.com/e9t/nsmc).
+
+    python finetune.py --config=configs/finetune/nsmc.py
+        --config.init_from=runs/korean_bert --config.data.train=nsmc_train.tsv
+        --config.data.test=nsmc_test.tsv
+
+Columns `text` and `label`; the release's own are `document` and `label` (0, 1):
+--config.task.text_columns="('document',)". No result has been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.finetune import topic
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = topic.get_config()
+    config.name = "nsmc"
+    config.task.metric = "accuracy"
+    return topic.variant(config, arg)

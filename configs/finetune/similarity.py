@@ -1,0 +1,27 @@
+"""How much alike are two sentences, 0 to 5? STS benchmark (Cer et al. 2017).
+
+Regression on the score; a decoder reads both orders and adds them (GPT-1, section 3.3).
+
+    python finetune.py --config=configs/finetune/similarity.py
+        --config.init_from=runs/bert_mini --config.data.train=stsb_en_train.tsv
+        --config.data.eval=stsb_en_dev.tsv --config.data.test=stsb_en_test.tsv
+
+No result has been measured yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.finetune import topic
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = topic.get_config()
+    config.name = "similarity"
+    config.task.update(
+        kind="similarity",
+        text_columns=("sentence1", "sentence2"),
+        label_column="score",
+        metric="pearson",
+    )
+    config.data.max_length = 96
+    return topic.variant(config, arg)

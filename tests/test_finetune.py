@@ -1,0 +1,456 @@
+"""Fine-tuning: packed equals padded, whole runs of every kind, and mistakes."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import finetune
+import train
+from configs import bert_mini, gpt_mini
+from configs.finetune import (
+    choice,
+    entailment,
+    glue,
+    nsmc,
+    similarity,
+    squad,
+    tagging,
+    topic,
+)
+from data import packing, tasks, tokenizers
+from data.labelled import Record
+from data.tasks import Task
+from errors import UserError
+from models import heads
+from objectives.causal_lm import causal_lm
+from training.checkpoints import load_params
+from training.step import term_means
+
+WORDS = "the model reads a short text and learns which word may follow it".split()
+SIZES = {
+    "vocab_size": 64,
+    "max_positions": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "head_dim": 4,
+    "hidden_size": 8,
+    "ffn_size": 16,
+    "init_std": 0.3,
+}
+MODELS = {
+    "encoder": bert_mini.get_config("tiny").model.to_dict() | SIZES,
+    "decoder": gpt_mini.get_config("tiny").model.to_dict() | SIZES,
+}
+
+
+# Packed equals padded
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "_start_", "_delimiter_"]
+    path = tmp_path_factory.mktemp("tokenizer") / "vocab.txt"
+    path.write_text("\n".join([*special, "_classify_", *WORDS]) + "\n")
+    return tokenizers.load(str(path))
+
+
+def some_words(generator, least, most):
+    return generator.choice(WORDS, generator.integers(least, most)).tolist()
+
+
+def some_records(kind, count=9):
+    generator = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        a, b = (" ".join(some_words(generator, 1, 9)) for _ in range(2))
+        if kind == "tagging":
+            words = some_words(generator, 1, 12)
+            tags = generator.choice(["O", "B-X", "I-X"], len(words)).tolist()
+            fields = {"words": words, "tags": tags}
+        elif kind == "span":
+            context = " ".join(some_words(generator, 12, 30))
+            word = context.split()[i]
+            start = str(context.split().index(word) and context.index(f" {word}") + 1)
+            answers = {"text": [word], "answer_start": [start]}
+            fields = {"context": context, "question": "a word", "answers": answers}
+        elif kind == "choice":
+            answers = [" ".join(some_words(generator, 1, 4)) for _ in range(3)]
+            fields = {"context": a, "question": b, "choices": answers}
+            fields["answer"] = str(i % 3)
+        else:
+            label = f"{i / 2}" if kind == "similarity" else "xyz"[i % 3]
+            fields = {"a": a, "b": b, "label": label}
+        made.append(Record(fields, f"f, line {i}"))
+    return made
+
+
+TASKS = {
+    "classification": Task("classification", ("a", "b"), "label", None),
+    "similarity": Task("similarity", ("a", "b"), "label", None),
+    "choice": Task("choice", ("context",), "answer", None, ("question",), ("choices",)),
+    "tagging": Task("tagging", ("words",), "tags", None),
+    "span": Task("span", ("context",), "answers", None, ("question",)),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("family", MODELS)
+def test_packed_and_padded_give_the_same_loss_and_gradient(family, kind, tokenizer):
+    records, task = some_records(kind), TASKS[kind]
+    examples = tasks.encode(
+        records,
+        task,
+        tokenizer,
+        family=family,
+        labels=tasks.label_names(records, task),
+        labelled=True,
+        max_length=20,
+        max_question_length=4,
+        window_stride=4,
+    )
+    model = heads.build(
+        MODELS[family], "float32", kind=kind, num_labels=3, head_dropout=0.1
+    )
+    length, count = 3 * int(examples.lengths.max()), len(examples.encoded)
+    batches = []
+    for is_packed in (False, True):  # in one shape: compiled once
+        shape = packing.RowShape(count, length, 12, is_packed)
+        (batch,) = list(packing.evaluation_batches(examples, shape))
+        batches.append(batch)
+    padded, packed = batches
+    assert (packed["segment_ids"].max(axis=1) > 0).sum() < count  # it does pack
+    params = finetune.init_params(model, padded, 0)
+    terms = finetune.make_loss_terms(
+        model, 0.5 if family == "decoder" else 0.0, ((".*", {}),)
+    )
+
+    def loss(params, batch):
+        return term_means(terms(params, batch, None))["loss"]
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss))
+    one, its_grads = value_and_grad(params, padded)
+    other, other_grads = value_and_grad(params, packed)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(its_grads))
+    assert largest > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
+        its_grads,
+        other_grads,
+    )
+
+
+def test_the_auxiliary_loss_is_one_visible_sum(tokenizer):
+    records, task = some_records("classification"), TASKS["classification"]
+    examples = tasks.encode(
+        records,
+        task,
+        tokenizer,
+        family="decoder",
+        labels=("x", "y", "z"),
+        labelled=True,
+        max_length=20,
+        max_question_length=4,
+        window_stride=4,
+    )
+    shape = packing.RowShape(8, 24, 4, True)
+    (batch,) = list(packing.evaluation_batches(examples, shape))
+    batch = jax.device_put(batch)
+    model = heads.build(
+        MODELS["decoder"],
+        "float32",
+        kind="classification",
+        num_labels=3,
+        head_dropout=0.1,
+    )
+    params = finetune.init_params(model, batch, 0)
+    means = term_means(
+        finetune.make_loss_terms(model, 0.5, ((".*", {}),))(params, batch, None)
+    )
+    logits = finetune.apply(model, params, batch, None)["logits"]
+    loss, weight, _ = causal_lm(logits, batch["lm_targets"], batch["lm_weights"])
+    # start A delimiter B extract: all but the last token of each example predict
+    assert weight == examples.lengths.sum() - len(records)
+    np.testing.assert_allclose(means["auxiliary_lm_nats"], loss / weight, rtol=1e-6)
+    np.testing.assert_allclose(
+        means["loss"], means["classification_loss"] + 0.5 * loss / weight, rtol=1e-6
+    )
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny GPT and a tiny BERT trained for two steps on forty documents."""
+    folder = tmp_path_factory.mktemp("runs")
+    texts = [" ".join(WORDS[i % 5 :] + WORDS[: i % 7]) + f" {i}." for i in range(40)]
+    (folder / "corpus.txt").write_text("\n\n".join(texts))
+    rows = [
+        f"{' '.join(WORDS[i // 2 % 4 :][:5])} {'follow' if i % 2 else 'may'}\t"
+        f"{'positive' if i % 2 else 'negative'}\n"
+        for i in range(48)
+    ]
+    for name, part in (("train", rows[:32]), ("test", rows[32:])):
+        (folder / f"{name}.tsv").write_text("text\tlabel\n" + "".join(part))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FOREWORD_CACHE", str(folder / "cache"))
+    for module in (gpt_mini, bert_mini):
+        config = module.get_config("tiny")
+        config.data.update(corpus=str(folder / "corpus.txt"), heldout_fraction=0.3)
+        config.data.tokenizer.vocab_size = 300
+        config.optim.update(total_steps=2, warmup_steps=1)
+        assert train.train(config, folder / config.name) == 0
+    yield SimpleNamespace(
+        folder=folder, gpt=folder / "gpt_mini_tiny", bert=folder / "bert_mini_tiny"
+    )
+    patch.undo()
+
+
+def topic_config(runs, **changes):
+    config = topic.get_config("tiny")
+    config.init_from = str(runs.bert)
+    config.data.update(
+        train=str(runs.folder / "train.tsv"),
+        eval=str(runs.folder / "test.tsv"),
+        train_examples=0,
+    )
+    config.run.mesh.data = 1
+    config.optim.epochs = 1.0
+    for path, value in changes.items():
+        group, _, name = path.partition("__")
+        if name:
+            config[group][name] = value
+        else:
+            config[group] = value
+    return config
+
+
+def test_a_bert_learns_to_classify_and_resumes(runs, tmp_path, capsys):
+    config = topic_config(
+        runs,
+        optim__epochs=25.0,
+        optim__learning_rate=1e-2,
+        run__eval_every_epochs=12.5,
+        optim__groups=((".*", {}),),
+        data__test=str(runs.folder / "test.tsv"),
+    )
+    config.model.update(
+        embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0
+    )
+    assert finetune.finetune(config, tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    taken, new, left = (
+        re.search(rf"{what} (\d+): (.*)", said)[2] for what in ("taken", "new", "left")
+    )
+    assert "layer_0/attention" in taken and "embeddings/token/embedding" in taken
+    assert "head/dense/kernel" in new and "layer" not in new
+    assert "masked_lm/bias" in left and "layer" not in left
+
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["eval"]["accuracy"] == 1.0
+    rows = (tmp_path / "run/predictions_test.jsonl").read_text().splitlines()
+    assert len(rows) == 16
+    first = json.loads(rows[0])
+    assert first["place"].endswith("test.tsv, line 2")
+    assert first["label"] == first["gold"] == "negative"
+    assert set(first["probabilities"]) == {"negative", "positive"}
+    assert sum(first["probabilities"].values()) == pytest.approx(1.0)
+    task = json.loads((tmp_path / "run/task.json").read_text())
+    assert task["labels"] == ["negative", "positive"]
+    assert "head/dense/kernel" in (tmp_path / "run/parameters.txt").read_text()
+
+    assert finetune.finetune(config, tmp_path / "run") == 0  # done already
+    assert "accuracy 1" in capsys.readouterr().out
+    config.optim.epochs = 7.5
+    with pytest.raises(UserError, match=r"optim\.epochs was 25\.0, is 7\.5"):
+        finetune.finetune(config, tmp_path / "run")
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(runs, tmp_path, monkeypatch):
+    config = topic_config(runs, optim__epochs=2.0)
+    assert finetune.finetune(config, tmp_path / "whole") == 0
+    whole = load_params(tmp_path / "whole")
+
+    make_batches = finetune.device_batches
+
+    def stop_after_three(*arguments):
+        import os
+        import signal
+
+        for number, batch in enumerate(make_batches(*arguments), 1):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(finetune, "device_batches", stop_after_three)
+    assert finetune.finetune(config, tmp_path / "cut") == 143
+    monkeypatch.undo()
+    monkeypatch.setenv("FOREWORD_CACHE", str(runs.folder / "cache"))
+    assert finetune.finetune(config, tmp_path / "cut") == 0
+    cut = load_params(tmp_path / "cut")
+    assert cut[1] == whole[1]
+    jax.tree.map(np.testing.assert_array_equal, cut[0], whole[0])
+
+
+def test_frozen_groups_stay_and_others_move(runs, tmp_path):
+    config = topic_config(
+        runs,
+        optim__groups=((r"(embeddings|layer_0)/.*", {"frozen": True}), (".*", {})),
+    )
+    assert finetune.finetune(config, tmp_path / "run") == 0
+    before, after = load_params(runs.bert)[0], load_params(tmp_path / "run")[0]
+    for name in ("embeddings", "layer_0"):
+        jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
+    moved = np.abs(
+        before["layer_1"]["attention"]["query"]["kernel"]
+        - after["layer_1"]["attention"]["query"]["kernel"]
+    )
+    assert moved.max() > 0
+
+
+def test_the_best_by_the_metric_is_kept(runs, tmp_path, monkeypatch):
+    """Although the loss says otherwise."""
+    scores = iter([0.3, 0.9, 0.5, 0.6, 0.9])
+
+    def scripted(*_):
+        return {"accuracy": next(scores)}
+
+    monkeypatch.setattr(finetune, "metrics_of", scripted)
+    config = topic_config(runs, optim__epochs=4.0)
+    assert finetune.finetune(config, tmp_path / "run") == 0
+    rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, rows) if "eval/loss" in row]
+    assert len(steps) == 4
+    assert load_params(tmp_path / "run")[1] == steps[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "module"),
+    [
+        ("gpt", "similarity", similarity),
+        ("bert", "choice", choice),
+        ("gpt", "tagging", tagging),
+        ("bert", "span", squad),
+    ],
+)
+def test_every_kind_runs(family, kind, module, runs, tmp_path, capsys):
+    records = some_records(kind, 8)
+    if kind == "tagging":
+        lines = [
+            f"{w} {t}\n"
+            for r in records
+            for w, t in zip(*r.fields.values(), strict=True)
+        ]
+        source = tmp_path / "data.conll"
+        source.write_text("".join(lines[:20]) + "\n" + "".join(lines[20:40]))
+    else:
+        source = tmp_path / "data.jsonl"
+        names = {"a": "sentence1", "b": "sentence2", "label": "score"}
+        if kind != "similarity":
+            names = {}
+        source.write_text(
+            "".join(
+                json.dumps({names.get(k, k): v for k, v in r.fields.items()}) + "\n"
+                for r in records
+            )
+        )
+    config = module.get_config("tiny")
+    config.init_from = str(getattr(runs, family))
+    config.data.update(train=str(source), eval=str(source), train_examples=0)
+    config.data.update(test=str(source))
+    config.optim.epochs = 1.0
+    if kind == "choice":
+        config.data.max_length = 32
+    if family == "gpt":
+        config.objective.lm_weight = 0.5
+    config.run.mesh.data = 1
+    assert finetune.finetune(config, tmp_path / "run") == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert config.task.metric in results["test"]
+    rows = (tmp_path / "run/predictions_test.jsonl").read_text().splitlines()
+    assert len(rows) == (2 if kind == "tagging" else 8)
+    for row in map(json.loads, rows):
+        if kind == "tagging":
+            assert len(row["tags"]) == len(row["gold"]) == 20
+
+
+def test_from_scratch(runs, tmp_path, capsys):
+    config = topic_config(runs, load_weights=False)
+    assert finetune.finetune(config, tmp_path / "fresh") == 0
+    config = topic_config(runs, init_from="")
+    config.data.tokenizer.path = str(runs.bert)
+    assert finetune.finetune(config, tmp_path / "scratch") == 0
+    assert "taken" not in capsys.readouterr().out
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__train": ""}, r"config\.data\.train is empty"),
+        ({"task__metric": "pearson"}, r"task\.metric='pearson'.*accuracy, macro_f1"),
+        ({"init_from": "nowhere"}, "nowhere is not a run folder"),
+        ({"init_from": ""}, r"config\.data\.tokenizer\.path must name a tokenizer"),
+        ({"data__max_length": 64}, r"data\.max_length=64 .* 32 positions"),
+        ({"objective__lm_weight": 0.5}, "is for decoders"),
+        ({"data__train_examples": 99}, "train_examples=99, but .* has 32"),
+        ({"task__text_columns": ("txt",)}, "no column 'txt'; the columns there are"),
+        ({"task__labels": ("positive",)}, "'negative' in column 'label' is not one"),
+        ({"optim__groups": (("hed/.*", {}), (".*", {}))}, "'hed/.*' matches no"),
+    ],
+)
+def test_mistakes_are_named(runs, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        finetune.finetune(topic_config(runs, **changes), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def params_of(**arrays):
+    return {"layer_0": {name: np.ones(shape) for name, shape in arrays.items()}}
+
+
+def test_weights_that_do_not_fit_are_an_error_unless_excused():
+    mine = params_of(a=(2,), b=(3,)) | {"head": {"kernel": np.zeros(2)}}
+    fits = params_of(a=(2,), b=(3,)) | {"masked_lm": {"bias": np.ones(3)}}
+    merged, _ = finetune.take_weights(mine, fits, (), "x")
+    assert (merged["head"]["kernel"] == 0).all() and "masked_lm" not in merged
+    for other, message in (
+        (params_of(a=(2,)), "layer_0/b is not there"),
+        (params_of(a=(2,), b=(4,)), r"layer_0/b is \(4,\) there, \(3,\) here"),
+        (params_of(a=(2,), b=(3,), c=(1,)), "layer_0/c has no place here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune.take_weights(mine, other, (), "x")
+        _, report = finetune.take_weights(mine, other, ("layer_0/[bc]",), "x")
+        assert "taken" in report
+
+
+def test_a_head_for_other_labels_is_refused(tmp_path):
+    (tmp_path / "task.json").write_text(
+        json.dumps({"kind": "classification", "labels": ["x", "y"]})
+    )
+    task = Task("classification", ("text",), "label", None)
+    finetune.check_head(tmp_path, task, ("x", "y"), ())
+    with pytest.raises(UserError, match=r"labels x, y; this task is .* with x, z"):
+        finetune.check_head(tmp_path, task, ("x", "z"), ())
+    finetune.check_head(tmp_path, task, ("x", "z"), ("head/.*",))
+
+
+def test_configs_are_tasks():
+    made = [m.get_config() for m in (topic, nsmc, entailment, similarity, choice)]
+    made += [m.get_config() for m in (tagging, squad)]
+    made += [glue.get_config(name) for name in glue.TASKS]
+    made += [glue.get_config("mrpc:gpt1"), glue.get_config("mrpc:tiny")]
+    for config in made:
+        finetune.make_task(config)
+        assert config.task.metric in finetune.METRICS[config.task.kind]
+    assert len({config.name for config in made}) == len(made)
+    with pytest.raises(UserError, match="one of cola"):
+        glue.get_config("imdb")

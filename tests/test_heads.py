@@ -1,0 +1,216 @@
+"""Heads and the objectives of labelled tasks, against numbers computed by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import heads
+from objectives.classification import classification
+from objectives.regression import regression
+from objectives.span import span
+from training.task_metrics import (
+    classification_metrics,
+    similarity_metrics,
+    span_metrics,
+    tagging_metrics,
+)
+
+BERT = {
+    "family": "bert",
+    "vocab_size": 40,
+    "max_positions": 16,
+    "num_token_types": 2,
+    "num_layers": 2,
+    "num_heads": 2,
+    "head_dim": 4,
+    "hidden_size": 8,
+    "ffn_size": 16,
+    "activation": "gelu_tanh",
+    "norm_epsilon": 1e-12,
+    "embedding_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "residual_dropout": 0.1,
+    "init_std": 0.5,
+    "truncated_init": True,
+    "pooler": False,
+    "masked_lm_head": True,
+    "next_sentence_head": False,
+}
+GPT = {
+    name: BERT[name]
+    for name in BERT
+    if name
+    not in (
+        "num_token_types",
+        "truncated_init",
+        "pooler",
+        "masked_lm_head",
+        "next_sentence_head",
+    )
+}
+GPT |= {"family": "gpt", "pre_norm": True, "table_dropout": False}
+GPT |= {"position_init_std": 0.5, "residual_scaling": True}
+
+
+def build(fields, kind, num_labels=3):
+    return heads.build(
+        fields, "float32", kind=kind, num_labels=num_labels, head_dropout=0.1
+    )
+
+
+def inputs(**more):
+    tokens = jnp.arange(12).reshape(1, 12) % 7
+    segment_ids = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
+    positions = jnp.array([[*range(5), *range(4), 0, 0, 0]])
+    return {
+        "tokens": tokens,
+        "segment_ids": segment_ids,
+        "positions": positions,
+        **more,
+    }
+
+
+def run(fields, kind, **more):
+    model, batch = build(fields, kind), inputs(**more)
+    params = model.init(jax.random.key(0), **batch, deterministic=True)["params"]
+    return model.apply({"params": params}, **batch, deterministic=True), params
+
+
+@pytest.mark.parametrize("fields", [BERT, GPT], ids=["bert", "gpt"])
+def test_the_base_keeps_its_paths_and_the_new_lies_under_head(fields):
+    from models import build as build_base
+
+    base = build_base(fields, "float32")
+    tokens = inputs()["tokens"]
+    before = jax.eval_shape(
+        lambda: base.init(jax.random.key(0), tokens, deterministic=True)
+    )["params"]
+    _, params = run(
+        fields, "classification", readout_positions=jnp.zeros((1, 1, 1), int)
+    )
+    assert set(params) == (set(before) - {"masked_lm"}) | {"head"}
+    for name in set(params) - {"head"}:
+        assert jax.tree.structure(params[name]) == jax.tree.structure(before[name])
+    assert set(params["head"]) == {"dense"} | ({"pooler"} if fields is BERT else set())
+
+
+def test_a_pretrained_pooler_keeps_its_path():
+    readouts = jnp.zeros((1, 1, 1), int)
+    _, params = run(
+        BERT | {"pooler": True}, "classification", readout_positions=readouts
+    )
+    assert params["pooler"]["kernel"].shape == (8, 8)
+    assert set(params["head"]) == {"dense"}
+    _, params = run(BERT | {"pooler": True}, "tagging")
+    assert "pooler" not in params
+
+
+def test_classification_reads_the_pooled_state():
+    readouts = jnp.array([[[0], [5]]])
+    out, params = run(BERT, "classification", readout_positions=readouts)
+    state = out["hidden"][0, jnp.array([0, 5])]
+    dense, pooler = params["head"]["dense"], params["head"]["pooler"]
+    pooled = jnp.tanh(state @ pooler["kernel"] + pooler["bias"][None])
+    expected = pooled @ dense["kernel"] + dense["bias"][None]
+    np.testing.assert_allclose(out["scores"][0], expected, rtol=1e-5)
+
+
+def test_similarity_of_a_decoder_adds_the_two_orders():
+    out, params = run(GPT, "similarity", readout_positions=jnp.array([[[4, 8]]]))
+    added = out["hidden"][0, 4] + out["hidden"][0, 8]
+    expected = added @ params["head"]["dense"]["kernel"][:, 0]
+    np.testing.assert_allclose(out["scores"], [[expected]], rtol=1e-5)
+
+
+def test_a_choice_scores_each_answer():
+    out, params = run(GPT, "choice", readout_positions=jnp.array([[[4, 8]]]))
+    expected = out["hidden"][0, jnp.array([4, 8])] @ params["head"]["dense"]["kernel"]
+    np.testing.assert_allclose(out["scores"][0, 0], expected[:, 0], rtol=1e-5)
+
+
+def test_spans_see_their_own_segment():
+    out, _ = run(BERT, "span", example_segments=jnp.array([[1, 2, 0]]))
+    assert out["scores"].shape == (1, 3, 12, 2)
+    seen = np.asarray(out["scores"][0, :, :, 0]) > heads.MASKED_SCORE / 2
+    assert seen[0].tolist() == [True] * 5 + [False] * 7
+    assert seen[1].tolist() == [False] * 5 + [True] * 4 + [False] * 3
+    np.testing.assert_array_equal(out["scores"][0, 0, :5], out["token_scores"][0, :5])
+
+
+# Objectives
+
+
+def test_classification_by_hand():
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
+    loss, weight, metrics = classification(
+        logits, jnp.array([[0, 1]]), jnp.array([[1.0, 2.0]])
+    )
+    assert float(loss) == pytest.approx(math.log(2) + 2 * math.log(10), rel=1e-6)
+    assert (float(weight), float(metrics["accuracy"])) == (3.0, 1.0)
+
+
+def test_regression_by_hand():
+    loss, weight, metrics = regression(
+        jnp.array([[1.0, 2.0, 9.0]]),
+        jnp.array([[3.0, 1.0, 0.0]]),
+        jnp.array([[1.0, 0.5, 0.0]]),
+    )
+    assert (float(loss), float(weight)) == (4.5, 1.5)
+    assert float(metrics["absolute_error"]) == 2.5
+
+
+def test_span_by_hand():
+    starts = jnp.log(jnp.array([0.5, 0.25, 0.25]))
+    ends = jnp.log(jnp.array([0.1, 0.8, 0.1]))
+    unused = jnp.full((3, 2), heads.MASKED_SCORE)
+    logits = jnp.stack([jnp.stack([starts, ends], axis=-1), unused])[None]
+    arguments = jnp.array([[0, 0]]), jnp.array([[2, 0]]), jnp.array([[1.0, 0.0]])
+    loss, weight, metrics = span(logits, *arguments)
+    assert float(loss) == pytest.approx((math.log(2) + math.log(10)) / 2, rel=1e-6)
+    assert (float(weight), float(metrics["accuracy"])) == (1.0, 0.5)
+    gradient = jax.grad(lambda x: span(x, *arguments)[0])(logits)
+    assert np.isfinite(gradient).all() and (gradient[0, 1] == 0).all()
+
+
+# Metrics
+
+
+def test_classification_metrics():
+    # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives
+    gold = list("yyyyynnnnn")
+    predicted = list("yyynnynnnn")
+    values = classification_metrics(predicted, gold, ("n", "y"))
+    assert values["accuracy"] == pytest.approx(0.7)
+    assert values["f1"] == pytest.approx(6 / 9)
+    assert values["macro_f1"] == pytest.approx((6 / 9 + 8 / 11) / 2)
+    expected = (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)
+    assert values["matthews"] == pytest.approx(expected)
+    assert "f1" not in classification_metrics(["a"], ["b"], ("a", "b", "c"))
+
+
+def test_similarity_metrics():
+    values = similarity_metrics([1.0, 2.0, 4.0], [1.0, 3.0, 2.0])
+    # deviations -4/3, -1/3, 5/3 and -1, 1, 0; ranks 1 2 3 and 1 3 2
+    assert values["pearson"] == pytest.approx(1 / math.sqrt(42 / 9 * 2))
+    assert values["spearman"] == pytest.approx(0.5)
+    assert similarity_metrics([1.0, 1.0], [0.0, 1.0]) == {"pearson": 0, "spearman": 0}
+
+
+def test_tagging_metrics_count_whole_entities():
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-PER"]]
+    predicted = [["B-PER", "O", "O", "B-LOC"], ["O", "B-PER"]]
+    values = tagging_metrics(predicted, gold)
+    assert values["entity_f1"] == pytest.approx(2 / 3)
+    assert values["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_squad_metrics():
+    values = span_metrics(
+        ["The cat!", "a big dog", "", "x"],
+        [["cat"], ["dog", "the dogs"], [], []],
+    )
+    assert values["exact_match"] == 50.0  # the article and the mark do not count
+    assert values["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1 + 0) / 4)
