@@ -39,9 +39,9 @@ def segment_mask(
 def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """32 random bits an element: a hash of the element's index, seeded by `key`.
 
-    The finalizer of MurmurHash3 with two words of the key mixed in. It costs a tenth
-    of threefry, which took an eighth of a training step, fuses into its consumer, and
-    depends on the index alone, so it is the same on any number of devices.
+    The finalizer of MurmurHash3 with two words of the key mixed in. On a CPU threefry
+    took an eighth of a training step; this fuses into its consumer, and depends on the
+    index alone, so it is the same on any number of devices.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
     index, stride = jnp.zeros(shape, jnp.uint32), 1

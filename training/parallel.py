@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """On a CPU, lets the process keep memory that it has freed.
 
     glibc returns large blocks to the system, so the buffers of each step are paged in
-    anew: about a fifth of the time of a step of `configs/bert_mini.py`.
+    anew: about a fifth of a step of a BERT of 4 layers x 256 on 32 x 128 tokens.
     """
     if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
         return
