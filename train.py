@@ -399,12 +399,12 @@ def make_evaluate(
 
 def start_jax(precision: str) -> None:
     """Compiled programs are kept on disk; float32 means float32 on every device."""
+    parallel.keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:
         folder = corpora.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
-    parallel.keep_freed_memory()
 
 
 def schedule_settings(optim: ConfigDict) -> dict[str, Any]:
