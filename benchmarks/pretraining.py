@@ -110,7 +110,7 @@ def foreword(model_name: str, remat: str = "none") -> tuple[Callable, str]:
     import models
     import train
     from configs import bert_mini, gpt_mini
-    from training import parallel, step
+    from training import parallel
 
     rows, length = SHAPES[model_name]
     module = bert_mini if model_name == "bert" else gpt_mini
@@ -139,13 +139,11 @@ def foreword(model_name: str, remat: str = "none") -> tuple[Callable, str]:
     mesh = parallel.make_mesh(1)
     model = models.build(config.model.to_dict(), "float32", remat)
     loss_terms = train.LOSS_TERMS[config.objective.name](model, 1)
-    params = train.init_params(model, batch, 0)
-    optimizer = train.build_optimizer(params, config.optim)
-    state = parallel.replicate(step.create_state(params, optimizer), mesh)
-    program = train.compile_train_step(
-        config, loss_terms, optimizer, state, batch, mesh
-    )
-    batch, key = parallel.shard_batch(batch, mesh), jax.random.key(0)
+    optimizer, plan = train.plan_state(config, model, batch, mesh)
+    program = train.compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
+    params = train.init_params(model, batch, 0, parallel.places(plan.params))
+    state = parallel.start_state(params, optimizer, plan)
+    batch, key = parallel.shard_batch(batch, rows, mesh), jax.random.key(0)
 
     def run() -> float:
         nonlocal state

@@ -1,6 +1,9 @@
 """What a compiled step costs: operations and memory, beside what the device has."""
 
+import collections
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,12 +93,14 @@ class StepCost:
         arguments: bytes of state and batch.
         temporaries: bytes of activations, gradients and scratch space.
         outputs: bytes of results that do not take the place of arguments.
+        collectives: of `collective_bytes`.
     """
 
     flops: float
     arguments: int
     temporaries: int
     outputs: int
+    collectives: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -110,6 +115,67 @@ def step_cost(compiled: Any) -> StepCost:
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        collective_bytes(compiled.as_text()),
+    )
+
+
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+# "  %name = type opcode(operands), ..." of an HLO program.
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z0-9-]*)\((.*)")
+COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{$")
+CALLED = re.compile(r"(?:body|to_apply|calls|computation)=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+ARRAY = re.compile(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]")
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """Bytes of the arrays that a device exchanges with others, by kind of collective.
+
+    The larger of what goes in and what comes out: of an all-gather the gathered array,
+    of a reduce-scatter the one to be summed. In a ring of n devices an all-reduce sends
+    2 (n - 1) / n times these bytes, the other kinds (n - 1) / n times. The body of a
+    loop counts as often as it runs.
+
+    Args:
+        program: `as_text()` of a compiled program, HLO.
+    """
+    computations: dict[str, list[re.Match]] = {}
+    entry, sizes = "", {}
+    for line in program.splitlines():
+        if head := COMPUTATION.match(line):
+            name = head.group(2)
+            computations[name] = []
+            entry = name if head.group(1) else entry
+        elif found := INSTRUCTION.match(line):
+            computations[name].append(found)
+            sizes[found.group(1)] = array_bytes(found.group(2))
+    totals: collections.Counter[str] = collections.Counter()
+
+    def add(computation: str, times: int) -> None:
+        for instruction in computations[computation]:
+            _, result, opcode, rest = instruction.groups()
+            kind = opcode.removesuffix("-start")
+            if re.fullmatch(COLLECTIVES, kind):
+                names = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+                given = sum(sizes[name] for name in names)
+                # What starts an exchange holds its operands and the results.
+                taken = array_bytes(result) - (given if opcode != kind else 0)
+                totals[kind] += times * max(given, taken)
+                continue
+            trips = TRIPS.search(rest) if opcode == "while" else None
+            for called in CALLED.findall(rest):
+                if called in computations:
+                    add(called, times * (int(trips.group(1)) if trips else 1))
+
+    add(entry, 1)
+    return dict(totals)
+
+
+def array_bytes(hlo_type: str) -> int:
+    """Of "f32[8,16]{1,0}", or of a tuple of such."""
+    return sum(
+        math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits) // 8, 1)
+        for bits, shape in ARRAY.findall(hlo_type)
     )
 
 
@@ -134,6 +200,10 @@ def describe(cost: StepCost) -> str:
     ]
     lines = [f"{cost.flops:.3g} FLOPs a step on a device (loops counted once)"]
     lines += [f"  {name:<32}{size / 1e6:12,.3f} MB" for name, size in rows]
+    lines.append("exchanged with other devices a step:" if cost.collectives else "")
+    lines += [
+        f"  {kind:<32}{size / 1e6:12,.3f} MB" for kind, size in cost.collectives.items()
+    ]
     fits = cost.total <= USABLE_SHARE * available
     lines.append("fits" if fits else f"DOES NOT FIT: {REMEDIES}")
     return "\n".join(lines)
