@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     data = open_data(config, mesh)
     batch = data.batches[0]
 
-    model = models.build(config.model.to_dict(), config.run.precision, config.run.remat)
+    model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
     optimizer, plan = plan_state(config, model, batch, mesh)
     loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
@@ -164,7 +164,7 @@ def dry_run(config: ConfigDict) -> int:
     start_jax(config.run.precision)
     mesh = make_mesh(config)
     batch = open_data(config, mesh).batches[0]
-    model = models.build(config.model.to_dict(), config.run.precision, config.run.remat)
+    model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
     optimizer, plan = plan_state(config, model, batch, mesh)
     loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
@@ -182,6 +182,14 @@ def make_mesh(config: ConfigDict) -> Mesh:
     mesh = parallel.make_mesh(**config.run.mesh)
     models.check_cuts(config.model.to_dict(), mesh.shape)
     return mesh
+
+
+def build_model(config: ConfigDict) -> Any:
+    """The model of a config, and how its `run` wants it computed."""
+    run = config.run
+    return models.build(
+        config.model.to_dict(), run.precision, run.remat, run.fused_attention
+    )
 
 
 def plan_state(

@@ -106,6 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "micro_batches": 1,  # 0: as few as fit the memory
             "logit_chunks": 1,  # parts that the logits are computed in, to save memory
             "remat": "none",  # recomputed: "none", all but "matmuls", all of a "block"
+            "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 20,
             "eval_every_steps": 400,
             "save_every_minutes": 10.0,

@@ -32,10 +32,16 @@ CUT_SIZES = {
 }
 
 
-def build(fields: dict[str, Any], precision: str, remat: str = "none") -> Bert | Gpt:
+def build(
+    fields: dict[str, Any],
+    precision: str,
+    remat: str = "none",
+    fused_attention: bool = False,
+) -> Bert | Gpt:
     """The model with these fields, `family` aside; matrix products in `precision`.
 
-    `remat` names what is kept for the backward pass, of `transformer.REMAT`.
+    `remat` names what is kept for the backward pass, of `transformer.REMAT`;
+    `fused_attention` is that of `attention.attention`.
 
     Raises:
       UserError: an unknown family, precision or field.
@@ -49,7 +55,12 @@ def build(fields: dict[str, Any], precision: str, remat: str = "none") -> Bert |
         if value not in known:
             raise UserError(f"{name}={value!r} is not known: use {' or '.join(known)}")
     try:
-        return FAMILIES[family](**fields, dtype=PRECISIONS[precision], remat=remat)
+        return FAMILIES[family](
+            **fields,
+            dtype=PRECISIONS[precision],
+            remat=remat,
+            fused_attention=fused_attention,
+        )
     except TypeError as error:
         raise UserError(f"model: {error}") from error
 
