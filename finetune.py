@@ -479,7 +479,10 @@ def encode_splits(
         )
         cut = tasks.cut_report(examples[name], config.data.max_length)
         print(f"{name}: {len(split)} examples; {cut}")
-    shapes = {name: make_shape(config, split, mesh) for name, split in examples.items()}
+    shapes = {
+        name: make_shape(config, split, mesh, read_once=name != "train")
+        for name, split in examples.items()
+    }
     masking = None
     if config.objective.lm_weight and origin.family == "encoder":
         longest = max(shape.length for shape in shapes.values())
@@ -500,13 +503,16 @@ def is_labelled(records: list[Record], task: Task, split: str) -> bool:
     return split != "test" or task.label_column in records[0].fields
 
 
-def make_shape(config: ConfigDict, examples: Examples, mesh: Mesh) -> RowShape:
+def make_shape(
+    config: ConfigDict, examples: Examples, mesh: Mesh, read_once: bool
+) -> RowShape:
     return packing.row_shape(
         examples,
         examples_per_batch=config.data.batch_size,
         longest_row=max(2 * config.data.max_length, int(examples.lengths.max())),
         rows_multiple=parallel.batch_parts(mesh) * config.run.micro_batches,
         packed=config.data.packed,
+        read_once=read_once,
     )
 
 
