@@ -1,16 +1,25 @@
 """Every layout of devices does what one does, and each holds its share of the state."""
 
 import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import configs
 import models
 import train
 from errors import UserError
-from training import parallel
+from training import costs, parallel
 from training.checkpoints import Checkpoints, load_params
+from training.metrics import read_metrics
 
 ROWS, LENGTH, STEPS = 16, 16, 3
 # Nothing here is about speed: XLA need not optimize.
@@ -129,6 +138,23 @@ def test_losses_and_parameters_are_those_of_one_device(name, layout, one_device)
     held = held_bytes(run.state.params)
     assert held <= SHARES[layout] * size
     assert 2 * held <= held_bytes(run.state.opt_state) <= 2 * held + 64
+    check_exchanged_bytes(run, layout)
+
+
+def check_exchanged_bytes(run, layout):
+    """The formulas of docs/scaling.md; sums for the metrics come on top."""
+    leaves = jax.tree.leaves(run.plan.params)
+    table = run.plan.params["embeddings"]["token"]["embedding"]
+    gradients = 4 * sum(leaf.size for leaf in leaves)
+    cut = 4 * sum(leaf.size for leaf in leaves if "fsdp" in leaf.sharding.spec)
+    exchanged = costs.collective_bytes(run.program.as_text())
+    if layout in ("data", "fsdp"):
+        # The table's gradient comes in two parts, of input and output.
+        gradients += 4 * table.size
+    if layout in ("data", "fsdp", "pmap"):
+        assert 0 <= exchanged["all-reduce"] - gradients < 200
+    if layout == "fsdp":
+        assert 0 <= exchanged["all-gather"] - cut < 0.05 * cut
 
 
 def held_bytes(tree):
@@ -158,6 +184,31 @@ def test_a_checkpoint_goes_on_on_another_layout_and_opens_in_numpy(
 def test_pmap_sums_micro_batches_before_the_devices(one_device):
     run = Run("gpt_mini", LAYOUTS["pmap"], "pmap", micro_batches=2)
     check_same(run.train(STEPS), run.state.params, one_device["gpt_mini"])
+    check_exchanged_bytes(run, "pmap")  # once, not for each micro-batch
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+    program = """HloModule jit_step
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %sum = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+}
+
+ENTRY %main.2 (a: bf16[4,2], b: f32[8]) -> f32[8] {
+  %a = bf16[4,2]{1,0} parameter(0)
+  %start = (bf16[4,2]{1,0}, bf16[16,2]{1,0}) all-gather-start(%a), dimensions={0}
+  %done = bf16[16,2]{1,0} all-gather-done(%start)
+  %loop = (s32[], f32[8]{0}) while(%t), body=%body.1, backend_config={TRIPS}
+  ROOT %part = f32[1]{0} reduce-scatter(%sum), dimensions={0}
+}
+""".replace("TRIPS", '"known_trip_count":{"n":"3"}')
+    assert costs.collective_bytes(program) == {
+        "all-gather": 64,
+        "all-reduce": 3 * 32,
+        "reduce-scatter": 32,
+    }
 
 
 @pytest.mark.parametrize(
@@ -176,3 +227,70 @@ def test_layouts_that_cannot_be_are_named(sizes, mode, field, value, message):
     config.run.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | sizes)
     with pytest.raises(UserError, match=message):
         parallel.mapped_axis(mode, train.make_mesh(config))
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch):
+    """One of them gets SIGTERM; one process on one device goes on from there."""
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
+    words = "the model reads a short text and learns which word may follow".split()
+    generator = np.random.default_rng(0)
+    documents = [" ".join(generator.choice(words, 20)) for _ in range(60)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(documents))
+    arguments = [
+        "train.py",
+        f"--config={ROOT}/configs/bert_mini.py:tiny",
+        f"--config.data.corpus={tmp_path / 'corpus.txt'}",
+        "--config.data.heldout_fraction=0.3",
+        "--config.data.tokenizer.vocab_size=300",
+        "--config.run.eval_every_steps=100",
+        "--config.run.log_every_steps=1",
+        f"--workdir={tmp_path / 'two'}",
+    ]
+    config = configs.parse([*arguments, "--config.run.mesh.data=1"], {}, {}).config
+    assert train.train(config, tmp_path / "one") == 0
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments, "--config.run.mesh.fsdp=2", "--distributed"],
+            cwd=ROOT,
+            env=environment | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=(tmp_path / f"stderr_{i}").open("w"),
+            text=True,
+        )
+        for i in range(2)
+    ]
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    while len(read_metrics(metrics)) < 3:
+        assert processes[1].poll() is None, (tmp_path / "stderr_1").read_text()
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    shown = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], shown
+    assert "stopped by SIGTERM after step" in shown[0]
+    assert "(data 2, fsdp 2, tensor 1; processes: 2)" in shown[0]
+    assert "step" not in shown[1]
+    assert 3 <= load_params(tmp_path / "two")[1] < 20
+
+    assert train.train(config, tmp_path / "two") == 0
+    losses = [
+        [
+            row["train/loss"]
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+            if "train/loss" in row
+        ]
+        for name in ("one", "two")
+    ]
+    assert len(losses[0]) == 20
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
