@@ -61,6 +61,10 @@ from training.task_metrics import METRICS, is_constant, metrics_of
 
 EVALUATION_SEED = 0
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+MEMORY_REMEDIES = (
+    "run.micro_batches doubled halves the activations; data.max_length and "
+    "data.batch_size change the results"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -74,9 +78,10 @@ def main(argv: list[str]) -> int:
     workdir = Path(flags.workdir or f"runs/{flags.config.name}")
     if flags.show_batch:
         return show_batch(flags.config)
-    if flags.seeds:
-        return finetune_seeds(flags.config, workdir, flags.seeds)
-    return finetune(flags.config, workdir)
+    with costs.memory_explained(MEMORY_REMEDIES):
+        if flags.seeds:
+            return finetune_seeds(flags.config, workdir, flags.seeds)
+        return finetune(flags.config, workdir)
 
 
 def finetune(config: ConfigDict, workdir: Path) -> int:
@@ -126,8 +131,15 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
         make_schedule(**schedule),
         micro_batches=config.run.micro_batches,
     )
+    jitted = parallel.compile_step(train_step, mesh, donate_state=True)
+    key = jax.random.key(config.seed)
+    shapes = parallel.shapes(state, batches[0], mesh)
+    compiled = jitted.lower(*shapes, key).compile()
     writer = MetricsWriter(workdir, first)
-    with loop.StopSignal() as stop:
+    with (
+        loop.StopSignal() as stop,
+        costs.memory_explained(MEMORY_REMEDIES, compiled),
+    ):
         evaluate = make_evaluate(config, task, data, model, terms, mesh, stop)
 
         def evaluate_held_out(params: Any) -> dict[str, float] | None:
@@ -137,11 +149,11 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
         state = loop.fit(
             state,
             device_batches(batches, first, config.run.data_threads, mesh),
-            train_step=parallel.compile_step(train_step, mesh, donate_state=True),
+            train_step=compiled,
             evaluate=evaluate_held_out,
             checkpoints=checkpoints,
             writer=writer,
-            key=jax.random.key(config.seed),
+            key=key,
             stop=stop,
             total_steps=total_steps,
             throughput=throughput(origin.model, data.shapes["train"], params, mesh),
