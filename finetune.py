@@ -63,6 +63,10 @@ from training.task_metrics import METRICS, is_constant, metrics_of
 
 EVALUATION_SEED = 0
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+MEMORY_REMEDIES = (
+    "run.micro_batches doubled halves the activations; data.max_length and "
+    "data.batch_size change the results"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -81,9 +85,10 @@ def main(argv: list[str]) -> int:
     workdir = Path(flags.workdir or f"runs/{flags.config.name}")
     if flags.show_batch:
         return show_batch(flags.config)
-    if flags.seeds:
-        return finetune_seeds(flags.config, workdir, flags.seeds)
-    return finetune(flags.config, workdir)
+    with costs.memory_explained(MEMORY_REMEDIES):
+        if flags.seeds:
+            return finetune_seeds(flags.config, workdir, flags.seeds)
+        return finetune(flags.config, workdir)
 
 
 def finetune(config: ConfigDict, workdir: Path) -> int:
@@ -135,9 +140,14 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
     terms = parallel.gathering(
         make_loss_terms(model, config.objective.lm_weight, groups), plan.params, mesh
     )
-    shape = data.shapes["train"]
+    compiled = compile_train_step(
+        config, terms, optimizer, schedule, plan, batches[0], mesh
+    )
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
-    with loop.StopSignal() as stop:
+    with (
+        loop.StopSignal() as stop,
+        costs.memory_explained(MEMORY_REMEDIES, compiled),
+    ):
         evaluate = make_evaluate(config, task, data, model, terms, mesh, stop)
 
         def evaluate_held_out(params: Any) -> dict[str, float] | None:
@@ -146,17 +156,23 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
 
         state = loop.fit(
             state,
-            device_batches(batches, first, config.run.data_threads, shape.rows, mesh),
-            train_step=compile_train_step(
-                config, terms, optimizer, schedule, plan, batches[0], mesh
+            device_batches(
+                batches,
+                first,
+                config.run.data_threads,
+                data.shapes["train"].rows,
+                mesh,
             ),
+            train_step=compiled,
             evaluate=evaluate_held_out,
             checkpoints=checkpoints,
             writer=writer,
             key=jax.random.key(config.seed),
             stop=stop,
             total_steps=total_steps,
-            throughput=throughput(origin.model, shape, plan.params, mesh),
+            throughput=throughput(
+                origin.model, data.shapes["train"], plan.params, mesh
+            ),
             log_every_steps=config.run.log_every_steps,
             eval_every_steps=max(
                 1, round(config.optim.eval_every_epochs * data.steps_per_epoch)

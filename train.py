@@ -81,9 +81,10 @@ def main(argv: list[str]) -> int:
         parallel.join_processes()
     if flags.show_batch:
         return show_batch(flags.config)
-    if flags.dry_run:
-        return dry_run(flags.config)
-    return train(flags.config, Path(flags.workdir or f"runs/{flags.config.name}"))
+    with costs.memory_explained(costs.REMEDIES):
+        if flags.dry_run:
+            return dry_run(flags.config)
+        return train(flags.config, Path(flags.workdir or f"runs/{flags.config.name}"))
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
@@ -114,7 +115,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     describe_start(config, state, mesh, data, first, entropy)
 
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
-    with loop.StopSignal() as stop:
+    with (
+        loop.StopSignal() as stop,
+        costs.memory_explained(costs.REMEDIES, train_step),
+    ):
         state = loop.fit(
             state,
             device_batches(
@@ -131,7 +135,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
             key=jax.random.key(config.seed),
             stop=stop,
             total_steps=config.optim.total_steps,
-            throughput=throughput(config, plan.params, mesh),
+            throughput=costs.throughput(
+                config.data.batch_size * config.data.sequence_length,
+                step_flops(config, plan.params),
+                mesh.size,
+            ),
             log_every_steps=config.run.log_every_steps,
             eval_every_steps=config.run.eval_every_steps,
             save_every_minutes=config.run.save_every_minutes,
@@ -143,10 +151,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     return 0 if stop.received is None else 128 + stop.received
 
 
-def throughput(
-    config: ConfigDict, params: Any, mesh: Mesh
-) -> Callable[[float, dict], dict[str, float]]:
-    """The measures of speed of this run; a backward pass costs two forward ones."""
+def step_flops(config: ConfigDict, params: Any) -> float:
+    """Of an update; a backward pass costs two forward ones."""
     length = config.data.sequence_length
     is_masked = config.objective.name == "masked_lm"
     forward = costs.forward_flops(
@@ -155,8 +161,7 @@ def throughput(
         length,
         config.objective.max_predictions if is_masked else length,
     )
-    tokens = config.data.batch_size * length
-    return costs.throughput(tokens, 3 * forward * tokens, mesh.size)
+    return 3 * forward * config.data.batch_size * length
 
 
 def dry_run(config: ConfigDict) -> int:
@@ -233,7 +238,14 @@ def compile_train_step(
             axis=axis,
         )
         planned = parallel.plan_batch(batch, config.data.batch_size, mesh)
-        compiled = parallel.compile_train_step(train_step, plan, planned, mesh, axis)
+        try:
+            compiled = parallel.compile_train_step(
+                train_step, plan, planned, mesh, axis
+            )
+        except jax.errors.JaxRuntimeError as error:  # a TPU's compiler sees it first
+            if not costs.is_out_of_memory(error) or micro_batches == counts[-1]:
+                raise
+            continue
         if asked:
             return compiled
         cost = costs.step_cost(compiled)
@@ -448,6 +460,8 @@ def start_jax(precision: str) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = corpora.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # The many small programs of a start count, too.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -1,14 +1,17 @@
 """What a compiled step costs: operations and memory, beside what the device has."""
 
 import collections
+import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+
+from errors import UserError
 
 # Of a device's memory, since XLA's estimate leaves out its own buffers and libraries.
 USABLE_SHARE = 0.9
@@ -189,14 +192,19 @@ def device_memory() -> int:
 
 
 def describe(cost: StepCost) -> str:
-    """A table for a reader."""
-    available = device_memory()
+    """A table for a reader, and whether it fits."""
+    fits = cost.total <= USABLE_SHARE * device_memory()
+    return f"{table(cost)}\n{'fits' if fits else f'DOES NOT FIT: {REMEDIES}'}"
+
+
+def table(cost: StepCost) -> str:
+    """What a step needs of a device, beside what there is."""
     rows = [
         ("state and batch", cost.arguments),
         ("activations, gradients, scratch", cost.temporaries),
         ("results", cost.outputs),
         ("total of a device", cost.total),
-        ("the device has", available),
+        ("the device has", device_memory()),
     ]
     lines = [f"{cost.flops:.3g} FLOPs a step on a device (loops counted once)"]
     lines += [f"  {name:<32}{size / 1e6:12,.3f} MB" for name, size in rows]
@@ -204,13 +212,41 @@ def describe(cost: StepCost) -> str:
     lines += [
         f"  {kind:<32}{size / 1e6:12,.3f} MB" for kind, size in cost.collectives.items()
     ]
-    fits = cost.total <= USABLE_SHARE * available
-    lines.append("fits" if fits else f"DOES NOT FIT: {REMEDIES}")
     return "\n".join(lines)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA says that a device has too little memory, for a program or in one."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def memory_explained(remedies: str, compiled: Any | None = None) -> Iterator[None]:
+    """Within it, too little memory is a mistake that names the way out.
+
+    Args:
+        remedies: the settings that lower the need.
+        compiled: the step that runs, where there is one already.
+
+    Raises:
+        UserError: a device ran out of memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = [str(error).split("\n\n")[0]]  # a TPU's compiler goes on for pages
+        if compiled is not None:
+            cost = step_cost(compiled)
+            lines.append(f"the training step: {table(cost)}")
+        raise UserError("\n".join([*lines, remedies])) from error
 
 
 REMEDIES = (
     "run.micro_batches doubled halves the activations; run.remat=block keeps one "
-    "activation a layer; run.logit_chunks divides the logits; data.batch_size and "
-    "model sizes change the results"
+    "activation a layer; run.logit_chunks divides the logits; run.mesh.fsdp cuts the "
+    "state over devices; data.batch_size and model sizes change the results"
 )
