@@ -125,7 +125,7 @@ class JsonTokenizer:
 
     def __reduce__(self):
         # The library's own pickle forgets encode_special_tokens.
-        return JsonTokenizer, (self.serialized,)
+        return _unpickled, (self.serialized,)
 
     @functools.cached_property
     def starts_word(self) -> Bool[np.ndarray, " V"]:
@@ -199,6 +199,12 @@ class JsonTokenizer:
         path = Path(folder) / "tokenizer.json"
         path.write_text(self.serialized, encoding="utf-8", newline="")
         return path
+
+
+@functools.lru_cache(1)
+def _unpickled(serialized: str) -> JsonTokenizer:
+    """Once in a process: one that gets it with each task goes on with what it knows."""
+    return JsonTokenizer(serialized)
 
 
 class SentencePieceTokenizer:
