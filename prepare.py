@@ -1,26 +1,44 @@
 """Raw text -> tokenizer and memory-mapped token shards.
 
 `python prepare.py --config=configs/bert_mini.py` does this alone, for a large corpus;
-`train.py` calls the same functions for what is not there yet.
+`train.py` calls the same functions for what is not there yet. The shards are written by
+`--processes`; this one alone reads the text, and hands out chunks of it.
 """
 
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 import configs
 import errors
-from data import corpora, pretraining, shards, tokenizers
+from data import corpora, shards, tokenizers
 from data.corpora import Corpus
+from data.shards import THIS_PROCESS, Workers
 from data.tokenizers import Tokenizer
+from errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    config = configs.parse(argv, {}, {}).config
-    tokenizer, folder = prepare(config)
+    flags = configs.parse(
+        argv,
+        {},
+        {"processes": "Processes that write shards [one a core]."},
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    count = flags.processes or cores or os.cpu_count() or 1
+    with process_workers(count) as workers:
+        tokenizer, folder = prepare(flags.config, workers)
     train, heldout = (shards.open_shards(folder, s) for s in ("train", "heldout"))
     print(
         f"{train.num_tokens:,} tokens for training, {heldout.num_tokens:,} held out, "
@@ -29,12 +47,55 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def prepare(config: ConfigDict) -> tuple[Tokenizer, Path]:
+@contextmanager
+def process_workers(count: int) -> Iterator[Workers]:
+    """Processes of this machine; with one it is this process.
+
+    Raises:
+      UserError: one of them was killed.
+    """
+    if count == 1:
+        yield THIS_PROCESS
+        return
+    # Not forked: the libraries that are loaded here have threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, context, initializer=_start_process)
+    try:
+        yield Workers(count, pool.submit)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of the {count} processes that write shards was killed, which happens "
+            "where memory runs out. The finished shards are kept: run again with a "
+            f"smaller --processes={count // 2}"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process has one core to itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()  # returns also where it was killed
+    os._exit(1)
+
+
+def prepare(
+    config: ConfigDict, workers: Workers = THIS_PROCESS
+) -> tuple[Tokenizer, Path]:
     """The tokenizer of a config and the folder of its shards, made where missing.
 
     Raises:
       UserError: see `data/corpora.py`, `data/tokenizers.py`, `data/shards.py`.
     """
+    # It imports grain, seconds that a process which only writes shards can do without.
+    from data import pretraining
+
     settings = config.data
     corpus = Corpus(settings.corpus, settings.text_field, settings.document_boundary)
     tokenizer = load_or_train_tokenizer(config, corpus)
@@ -48,7 +109,12 @@ def prepare(config: ConfigDict) -> tuple[Tokenizer, Path]:
     key = shards.key(corpus, tokenizer, fraction, framing)
     folder = Path(settings.shards) if settings.shards else shards.folder_for(key)
     shards.write_shards(
-        corpus, tokenizer, folder, heldout_fraction=fraction, framing=framing
+        corpus,
+        tokenizer,
+        folder,
+        heldout_fraction=fraction,
+        framing=framing,
+        workers=workers,
     )
     return tokenizer, folder
 

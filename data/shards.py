@@ -1,8 +1,8 @@
 """Text to token shards, and the reading of them.
 
 One pass cuts the corpus into chunks of a fixed amount of text; `write_shard` turns a
-chunk into the files of one shard. A finished folder holds, for each split ("train" and
-"heldout") and each shard k:
+chunk into the files of one shard, here or wherever `Workers` has it done. A finished
+folder holds, for each split ("train" and "heldout") and each shard k:
 
     key.json                    what the shards were made of; a folder has one key
     SPLIT-0000k.tokens.npy      token ids, flat, uint16 if the vocabulary fits, else 32
@@ -19,8 +19,10 @@ moment leaves only whole files behind, and two processes that prepare the same f
 at once write the same bytes.
 """
 
+import collections
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -28,7 +30,8 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -64,6 +67,28 @@ class Framing:
     split_sentences: bool  # tokenize sentence by sentence, and store their offsets
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who writes the shards; the same bytes, whoever it is.
+
+    Attributes:
+      count: how many shards are written at once.
+      submit: begins `function(*arguments, **settings)`, and gives its future.
+    """
+
+    count: int
+    submit: Callable[..., Future]
+
+
+def _here(function: Callable, *arguments: object, **settings: object) -> Future:
+    future: Future = Future()
+    future.set_result(function(*arguments, **settings))
+    return future
+
+
+THIS_PROCESS = Workers(1, _here)
+
+
 def key(
     corpus: Corpus, tokenizer: Tokenizer, heldout_fraction: float, framing: Framing
 ) -> dict:
@@ -93,11 +118,14 @@ def write_shards(
     *,
     heldout_fraction: float,
     framing: Framing,
+    workers: Workers = THIS_PROCESS,
 ) -> None:
     """Writes the shards of a corpus; does nothing where they are complete.
 
-    Holds one chunk of text in memory. After a kill the finished shards are skipped:
-    the text is read again, not tokenized again.
+    This process reads the text, since where a shard ends depends on all before it, and
+    hands the chunks on; with several workers two chunks for each are held in memory,
+    else one. After a kill the finished shards are skipped: the text is read again, not
+    tokenized again.
 
     Raises:
       UserError: the folder was made from something else; the corpus is empty, or too
@@ -113,26 +141,35 @@ def write_shards(
     if (folder / "index.json").exists():
         return
     _remove_stale_files(folder)
-    counts = []
-    warned = False
-    for number, documents in enumerate(_chunks_with_progress(corpus)):
+
+    def begin(number: int, documents: list[str]) -> Future:
+        """The counts of a shard to come, or of one that is there already."""
         finished = folder / f"shard-{number:05d}.json"
         if finished.exists():
-            counts.append(json.loads(finished.read_text()))
-        else:
-            counts.append(
-                write_shard(
-                    documents,
-                    tokenizer,
-                    folder,
-                    number,
-                    heldout_fraction=heldout_fraction,
-                    framing=framing,
-                )
-            )
+            return _here(json.loads, finished.read_text())
+        settings = {"heldout_fraction": heldout_fraction, "framing": framing}
+        return workers.submit(
+            write_shard, documents, tokenizer, folder, number, **settings
+        )
+
+    counts = []
+    warned = False
+    tasks = itertools.starmap(begin, enumerate(_chunks_with_progress(corpus)))
+    for task in _ahead(tasks, 2 * workers.count - 2):
+        counts.append(task.result())
         warned = warned or _warn_of_unknown_pieces(counts)
     _check_splits(corpus, counts, heldout_fraction)
     _finish(folder, made_of, counts, tokenizer.vocab_size)
+
+
+def _ahead(tasks: Iterator[Future], count: int) -> Iterator[Future]:
+    """The tasks in order, each when `count` more have begun."""
+    begun: collections.deque[Future] = collections.deque()
+    for task in tasks:
+        begun.append(task)
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun
 
 
 def write_shard(

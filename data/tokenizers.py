@@ -20,6 +20,7 @@ Normalisation of a tokenizer trained here is three separate settings:
 Texts are encoded without adding special tokens, and "[MASK]" in raw text stays text.
 """
 
+import array
 import collections
 import functools
 import hashlib
@@ -45,6 +46,34 @@ ALGORITHMS = ("wordpiece", "byte_bpe", "sentencepiece_unigram", "sentencepiece_b
 UNICODE_FORMS = ("none", "NFC", "NFKC")
 BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GPT_SPECIAL_TOKENS = ("<|endoftext|>", "_start_", "_delimiter_", "_classify_")
+
+# What cuts a text into parts whose ids, one part after the other, are those of the
+# text, for the two common ways to split it into words: where the splitting parts words
+# whatever stands around, and where no Unicode form joins characters.
+_ASCII_NEXT = r"(?![^\ -~\n])"  # or the end of the text; no combining mark at least
+# White space goes, punctuation marks stand alone (BERT, tokenization.py). Not among
+# them: < = >, which together with U+0338 are no punctuation.
+_MARK = r"!-/:;?@\[-`{-~"
+_BERT_PARTS = re.compile(
+    rf"""[0-9A-Za-z]++(?![^\ \n{_MARK}]) | [{_MARK}]{_ASCII_NEXT}
+    | (?: [^\ \n{_MARK}]++ | [{_MARK}](?!{_ASCII_NEXT}) )+""",
+    re.VERBOSE,
+)
+# White space, here as Unicode has it, belongs to what follows (gpt-2, encoder.py).
+_W = r"\t-\r\ \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_GPT2_PARTS = re.compile(
+    rf"""'(?:[stmd]|re|ve|ll) | \ ?[A-Za-z]++{_ASCII_NEXT} | \ ?[0-9]++{_ASCII_NEXT}
+    | \ ?[!-/:-@\[-`{{-~]++{_ASCII_NEXT} | [{_W}]*[^{_W}]+ | [{_W}]+""",
+    re.VERBOSE,
+)
+# Control and format characters go, but not the joiners, which emoji, Devanagari and
+# Persian are spelt with.
+_INVISIBLE = r"[[\p{Cc}\p{Cf}\x{FFFD}]&&[^\t\n\r\x{200C}\x{200D}]]"
+_ACCENTS = "[\u0300-\u036f]"
+# What is remembered of the parts already encoded: their characters and as many bytes
+# again for each, in all about four times as much memory.
+REMEMBERED_CHARACTERS = 1 << 25
+PART_OVERHEAD = 32
 
 # The spellings of each role, in order of preference; one token may have two roles.
 ROLES = {
@@ -90,10 +119,13 @@ class JsonTokenizer:
             self.pieces[index] = piece
         self.special_ids = _special_ids(vocabulary)
         self._added = {*self.library.get_added_tokens_decoder()}
+        self._parts = _parts_pattern(json.loads(serialized))
+        self._ids_of_part: dict[str, bytes] = {}
+        self._remembered = 0
 
     def __reduce__(self):
         # The library's own pickle forgets encode_special_tokens.
-        return JsonTokenizer, (self.serialized,)
+        return _unpickled, (self.serialized,)
 
     @functools.cached_property
     def starts_word(self) -> Bool[np.ndarray, " V"]:
@@ -112,9 +144,38 @@ class JsonTokenizer:
         return np.array(starts)
 
     def encode_batch(self, texts: list[str]) -> list[Int[np.ndarray, " _"]]:
-        """The int32 ids of each text, on all cores; no special tokens are added."""
-        encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        """The int32 ids of each text; no special tokens are added."""
+        if self._parts is None:
+            encodings = self.library.encode_batch_fast(texts, add_special_tokens=False)
+            return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        parts: list[str] = []
+        ends = [0]
+        for text in texts:
+            parts += self._parts.findall(text)
+            ends.append(len(parts))
+        ids = self._ids_of_parts(parts)
+        return [
+            np.frombuffer(bytearray().join(ids[start:end]), np.int32)
+            for start, end in itertools.pairwise(ends)
+        ]
+
+    def _ids_of_parts(self, parts: list[str]) -> list[bytes]:
+        """The int32 ids of each part, from memory: most words came before."""
+        found = [*map(self._ids_of_part.get, parts)]
+        missing = [place for place, ids in enumerate(found) if ids is None]
+        new = list({parts[place] for place in missing})
+        encodings = self.library.encode_batch_fast(new, add_special_tokens=False)
+        ids_of_new = {
+            part: array.array("i", encoding.ids).tobytes()
+            for part, encoding in zip(new, encodings, strict=True)
+        }
+        for place in missing:
+            found[place] = ids_of_new[parts[place]]
+        self._remembered += sum(map(len, new)) + PART_OVERHEAD * len(new)
+        if self._remembered > REMEMBERED_CHARACTERS:
+            self._ids_of_part, self._remembered = {}, 0
+        self._ids_of_part.update(ids_of_new)
+        return found
 
     def encode_batch_offsets(
         self, texts: list[str]
@@ -138,6 +199,12 @@ class JsonTokenizer:
         path = Path(folder) / "tokenizer.json"
         path.write_text(self.serialized, encoding="utf-8", newline="")
         return path
+
+
+@functools.lru_cache(1)
+def _unpickled(serialized: str) -> JsonTokenizer:
+    """Once in a process: one that gets it with each task goes on with what it knows."""
+    return JsonTokenizer(serialized)
 
 
 class SentencePieceTokenizer:
@@ -222,6 +289,37 @@ class SentencePieceTokenizer:
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
+
+
+def _parts_pattern(settings: dict[str, Any]) -> re.Pattern[str] | None:
+    """What cuts text into parts that can be encoded apart; None where nothing may.
+
+    Args:
+        settings: the content of a ``tokenizer.json``.
+    """
+    if settings["model"].get("dropout") or not all(
+        token["special"] for token in settings["added_tokens"]
+    ):
+        return None  # ids are drawn; tokens are found across words
+    normalizer, words = settings["normalizer"], settings["pre_tokenizer"] or {}
+    if words.get("type") == "BertPreTokenizer" and _keeps_ascii_apart(normalizer):
+        return _BERT_PARTS
+    is_gpt2 = words.get("type") == "ByteLevel" and not words["add_prefix_space"]
+    if is_gpt2 and words.get("use_regex", True) and normalizer is None:
+        return _GPT2_PARTS
+    return None
+
+
+def _keeps_ascii_apart(normalizer: dict[str, Any] | None) -> bool:
+    """Whether no printable ASCII character goes, or turns into another one's part."""
+    if normalizer is None:
+        return True
+    if normalizer["type"] == "Sequence":
+        return all(map(_keeps_ascii_apart, normalizer["normalizers"]))
+    if normalizer["type"] == "Replace":
+        return normalizer["pattern"].get("Regex") in (_INVISIBLE, _ACCENTS)
+    forms = ("NFC", "NFD", "NFKC", "NFKD")
+    return normalizer["type"] in (*forms, "Lowercase", "BertNormalizer")
 
 
 def _digest(serialized: bytes) -> str:
@@ -346,7 +444,7 @@ def _normalization_steps(
     if lowercase:
         steps.append(normalizers.Lowercase())
     if strip_accents:
-        accents = tokenizers.Regex("[\u0300-\u036f]")
+        accents = tokenizers.Regex(_ACCENTS)
         steps += [
             normalizers.NFD(),
             normalizers.Replace(accents, ""),
@@ -364,7 +462,7 @@ def _normalize(
     if lowercase:
         text = text.lower()
     if strip_accents:
-        text = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFD", text))
+        text = re.sub(_ACCENTS, "", unicodedata.normalize("NFD", text))
         text = unicodedata.normalize("NFC", text)
     return text
 
@@ -381,9 +479,6 @@ def _train_wordpiece(
             f"which are {', '.join(special_tokens) or 'none'}; add it, or use byte_bpe"
         )
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    # Control and format characters go, but not the joiners, which emoji, Devanagari and
-    # Persian are spelt with.
-    invisible = r"[[\p{Cc}\p{Cf}\x{FFFD}]&&[^\t\n\r\x{200C}\x{200D}]]"
     spaced_ideographs = normalizers.BertNormalizer(
         clean_text=False,
         handle_chinese_chars=True,
@@ -392,7 +487,7 @@ def _train_wordpiece(
     )
     tokenizer.normalizer = normalizers.Sequence(
         [
-            normalizers.Replace(tokenizers.Regex(invisible), ""),
+            normalizers.Replace(tokenizers.Regex(_INVISIBLE), ""),
             *steps,
             spaced_ideographs,
         ]

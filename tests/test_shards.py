@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import prepare
 from data import corpora, shards, tokenizers
 from errors import UserError
 
@@ -206,6 +207,45 @@ def test_two_processes_at_once(tmp_path, command):
     assert [process.wait() for process in processes] == [0, 0]
     subprocess.run([*command, tmp_path / "alone"], check=True)
     assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+
+
+def prepare_by(workers, tmp_path, tokenizer, monkeypatch):
+    """Many shards by these workers, and beside them those of this process alone."""
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 2_000)
+    lines = [f"{'a b cx ' * (n % 7)} d. e {n}" for n in range(400)]
+    corpus = make_corpus(tmp_path / "in.txt", lines)
+    for folder, chosen in (("here", shards.THIS_PROCESS), ("there", workers)):
+        shards.write_shards(
+            corpus,
+            tokenizer,
+            tmp_path / folder,
+            heldout_fraction=0.2,
+            framing=SENTENCES,
+            workers=chosen,
+        )
+    written = files_of(tmp_path / "there")
+    assert len([name for name in written if name.startswith("shard-")]) > 5
+    assert written == files_of(tmp_path / "here")
+
+
+def refuse(number):
+    raise UserError(f"shard {number} cannot be written")
+
+
+def die(_):
+    os._exit(1)
+
+
+def test_processes_write_the_same_bytes(tmp_path, tokenizer, monkeypatch):
+    with prepare.process_workers(2) as workers:
+        prepare_by(workers, tmp_path, tokenizer, monkeypatch)
+        with pytest.raises(UserError, match="shard 3 cannot be written"):
+            workers.submit(refuse, 3).result()
+    with (
+        pytest.raises(UserError, match="--processes=1"),
+        prepare.process_workers(2) as workers,
+    ):
+        workers.submit(die, 3).result()
 
 
 MEMORY_SCRIPT = """

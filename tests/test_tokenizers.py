@@ -110,6 +110,41 @@ def test_save_load_and_pickle_keep_everything(trained, tmp_path):
             np.testing.assert_array_equal(before, after)
 
 
+# What joins, parts, vanishes or is white space to some: drawn into random texts.
+AWKWARD = [*" \n\t\r.'=<-_[1aZs\0\x0b\x1c\x85\xa0\xad\u0301\u0338\u093e\u180e\u2028"]
+AWKWARD += [*"\u200b\u3000\ufeff\ufffd’éİßﬁ½…。日가\u1161😀", "  ", "'s", "=\u0338"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "form"),
+    [
+        *(("wordpiece", form) for form in ("none", "NFC", "NFKC")),
+        *(("byte_bpe", form) for form in ("none", "NFC")),
+    ],
+)
+def test_encoding_by_parts_equals_the_library(algorithm, form, monkeypatch):
+    tokenizer = train(algorithm, unicode_form=form)
+    monkeypatch.setattr(tokenizers, "REMEMBERED_CHARACTERS", 100_000)
+    draw = np.random.default_rng(0).choice(np.array(AWKWARD, object), (6_000, 8))
+    texts = ["".join(row) for row in draw]
+    expected = tokenizer.library.encode_batch_fast(texts, add_special_tokens=False)
+    for start in range(0, len(texts), 500):
+        for place, ids in enumerate(tokenizer.encode_batch(texts[start:][:500]), start):
+            assert ids.tolist() == expected[place].ids, repr(texts[place])
+            assert ids.dtype == np.int32
+    assert tokenizer._remembered <= 100_000
+    assert bool(tokenizer._ids_of_part) == ((algorithm, form) != ("byte_bpe", "NFC"))
+
+
+def test_tokens_that_span_words_are_found():
+    settings = json.loads(train("wordpiece").serialized)
+    token = settings["added_tokens"][0] | {"content": "fox jumps", "special": False}
+    settings["added_tokens"].append(token | {"id": len(settings["model"]["vocab"])})
+    tokenizer = JsonTokenizer(json.dumps(settings))
+    (ids,) = tokenizer.encode_batch(["fox jumps"])
+    assert [tokenizer.pieces[index] for index in ids] == ["fox jumps"]
+
+
 def _pickled(tokenizer) -> bytes:
     return pickle.dumps(tokenizer)
 
