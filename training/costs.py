@@ -137,7 +137,7 @@ def collective_bytes(program: str) -> dict[str, int]:
     The larger of what goes in and what comes out: of an all-gather the gathered array,
     of a reduce-scatter the one to be summed. In a ring of n devices an all-reduce sends
     2 (n - 1) / n times these bytes, the other kinds (n - 1) / n times. The body of a
-    loop counts as often as it runs.
+    loop counts as often as it runs, once where XLA does not know.
 
     Args:
         program: `as_text()` of a compiled program, HLO.
@@ -208,7 +208,9 @@ def table(cost: StepCost) -> str:
     ]
     lines = [f"{cost.flops:.3g} FLOPs a step on a device (loops counted once)"]
     lines += [f"  {name:<32}{size / 1e6:12,.3f} MB" for name, size in rows]
-    lines.append("exchanged with other devices a step:" if cost.collectives else "")
+    lines.append(
+        f"exchanged with other devices a step:{'' if cost.collectives else ' nothing'}"
+    )
     lines += [
         f"  {kind:<32}{size / 1e6:12,.3f} MB" for kind, size in cost.collectives.items()
     ]
