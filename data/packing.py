@@ -207,7 +207,8 @@ def evaluation_batches(
     order = np.arange(len(examples.lengths))
     if shape.packed:
         order = np.argsort(-examples.lengths, kind="stable")
-    packing = [order[row] for row in pack_all(examples.lengths[order], shape)]
+    packed = pack_all(examples.lengths[order], shape)
+    packing = [order[row].tolist() for row in packed]
 
     def batch(step: int) -> Batch:
         places = [step * shape.rows + row for row in mine]
