@@ -455,14 +455,14 @@ def test_classification_encoder(tokenizer):
     examples = encode(rows, TOPIC, tokenizer, "encoder")
     assert examples.labels == ("neg", "pos")
     assert one_row(examples, length=14, slots=4) == {
-        "tokens": [[CLS, A, B, X, Y, SEP, CLS, C, SEP, CLS, D, E, SEP, PAD]],
-        "segment_ids": [[1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 0]],
-        "positions": [[0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1, 2, 3, 0]],
+        "tokens": [[CLS, A, B, X, Y, SEP, CLS, D, E, SEP, CLS, C, SEP, PAD]],
+        "segment_ids": [[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 0]],
+        "positions": [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 1, 2, 0]],
         "token_types": [[0] * 14],
-        "readout_positions": [[[0], [6], [9], [0]]],
-        "labels": [[1, 0, 1, 0]],
+        "readout_positions": [[[0], [6], [10], [0]]],
+        "labels": [[1, 1, 0, 0]],
         "weights": [[1, 1, 1, 0]],
-        "example_ids": [[0, 1, 2, -1]],
+        "example_ids": [[0, 2, 1, -1]],  # the longest first
     }
 
 
