@@ -3,7 +3,7 @@
     python finetune.py --config=configs/finetune/topic.py
         --config.init_from=runs/bert_mini --config.data.train=topics.tsv
         [--workdir=runs/topic] [--config.optim.learning_rate=1e-4 ...]
-        [--seeds=5 | --show_batch]
+        [--seeds=5 | --show_batch] [--distributed]
 
 The same line again resumes the run in `--workdir`, or says that it is done; `--seeds=5`
 makes five runs there and summarises them. Without `init_from` `config.model` is trained
@@ -29,6 +29,8 @@ from ml_collections import ConfigDict
 
 import configs
 import errors
+import models
+import train
 from data import labelled, packing, predictions, tasks, tokenizers
 from data.labelled import Record
 from data.packing import Batch, RowShape
@@ -61,36 +63,47 @@ from training.task_metrics import METRICS, is_constant, metrics_of
 
 EVALUATION_SEED = 0
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+MEMORY_REMEDIES = (
+    "run.micro_batches doubled halves the activations; data.max_length and "
+    "data.batch_size change the results"
+)
 
 
 def main(argv: list[str]) -> int:
     flags = configs.parse(
         argv,
-        {"show_batch": "Prints decoded examples and exits."},
+        {
+            "show_batch": "Prints decoded examples and exits.",
+            "distributed": parallel.DISTRIBUTED_HELP,
+        },
         {"seeds": "Runs so many seeds, in WORKDIR/seed_0 and on, and summarises them."},
     )
+    if flags.distributed:
+        parallel.join_processes()
     if flags.config.init_from == "None":
         flags.config.init_from = ""
     workdir = Path(flags.workdir or f"runs/{flags.config.name}")
     if flags.show_batch:
         return show_batch(flags.config)
-    if flags.seeds:
-        return finetune_seeds(flags.config, workdir, flags.seeds)
-    return finetune(flags.config, workdir)
+    with costs.memory_explained(MEMORY_REMEDIES):
+        if flags.seeds:
+            return finetune_seeds(flags.config, workdir, flags.seeds)
+        return finetune(flags.config, workdir)
 
 
 def finetune(config: ConfigDict, workdir: Path) -> int:
     """Starts or resumes the run in `workdir`; returns the exit status."""
     check_settings(config)
     start_jax(config.run.precision)
-    mesh = parallel.make_mesh(config.run.mesh.data)
+    mesh = parallel.make_mesh(**config.run.mesh)
 
     task = make_task(config)
-    splits, labels = read_splits(config, task)
+    splits, labels = parallel.first_alone(lambda: read_splits(config, task))
     origin = read_origin(config, task, splits["train"], workdir)
     # The run folder holds the model as it is, whatever run it came from.
     config = ConfigDict(config.to_dict() | {"model": origin.model})
     configs.check_run_folder(workdir, config)
+    models.check_cuts(origin.model, mesh.shape)
     data = encode_splits(config, task, origin, splits, labels, mesh)
     total_steps = max(1, round(config.optim.epochs * data.steps_per_epoch))
 
@@ -103,14 +116,19 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
         auxiliary_lm=config.objective.lm_weight > 0,
     )
     batches = data.batches("train", config.seed)
-    params = start_params(config, task, origin, data.labels, model, batches[0])
-    groups = make_groups(config.optim, params)
+    shapes = jax.eval_shape(lambda: init_params(model, batches[0], config.seed))
+    groups = make_groups(config.optim, shapes)
     schedule = schedule_settings(config.optim, total_steps)
-    optimizer = build_optimizer(config.optim, params, groups, schedule)
-    state = parallel.replicate(step.create_state(params, optimizer), mesh)
+    optimizer = build_optimizer(config.optim, shapes, groups, schedule)
+    plan = parallel.plan_state(shapes, optimizer, models.PLACEMENT, mesh)
+    params = start_params(
+        config, task, origin, data.labels, model, batches[0], plan.params
+    )
+    state = parallel.start_state(params, optimizer, plan)
 
-    record_run(config, workdir, task, origin, data)
-    table = record_groups(workdir, params, groups, schedule, config.optim)
+    if parallel.is_first():
+        record_run(config, workdir, task, origin, data)
+    table = record_groups(workdir, plan.params, groups, schedule, config.optim)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
@@ -119,15 +137,17 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
         print(table)
         describe_start(config, state, data, first, total_steps, floor)
 
-    terms = make_loss_terms(model, config.objective.lm_weight, groups)
-    train_step = step.make_train_step(
-        terms,
-        optimizer,
-        make_schedule(**schedule),
-        micro_batches=config.run.micro_batches,
+    terms = parallel.gathering(
+        make_loss_terms(model, config.objective.lm_weight, groups), plan.params, mesh
     )
-    writer = MetricsWriter(workdir, first)
-    with loop.StopSignal() as stop:
+    compiled = compile_train_step(
+        config, terms, optimizer, schedule, plan, batches[0], mesh
+    )
+    writer = MetricsWriter(workdir, first, writes=parallel.is_first())
+    with (
+        loop.StopSignal() as stop,
+        costs.memory_explained(MEMORY_REMEDIES, compiled),
+    ):
         evaluate = make_evaluate(config, task, data, model, terms, mesh, stop)
 
         def evaluate_held_out(params: Any) -> dict[str, float] | None:
@@ -136,15 +156,23 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
 
         state = loop.fit(
             state,
-            device_batches(batches, first, config.run.data_threads, mesh),
-            train_step=parallel.compile_step(train_step, mesh, donate_state=True),
+            device_batches(
+                batches,
+                first,
+                config.run.data_threads,
+                data.shapes["train"].rows,
+                mesh,
+            ),
+            train_step=compiled,
             evaluate=evaluate_held_out,
             checkpoints=checkpoints,
             writer=writer,
             key=jax.random.key(config.seed),
             stop=stop,
             total_steps=total_steps,
-            throughput=throughput(origin.model, data.shapes["train"], params, mesh),
+            throughput=throughput(
+                origin.model, data.shapes["train"], plan.params, mesh
+            ),
             log_every_steps=config.run.log_every_steps,
             eval_every_steps=max(
                 1, round(config.optim.eval_every_epochs * data.steps_per_epoch)
@@ -155,21 +183,39 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
         )
         writer.close()
         checkpoints.close()
-        draw_curves(
-            read_metrics(workdir / "metrics.jsonl"),
-            workdir / "curves.png",
-            line_to_beat=floor,
-            line_name="without reading the text",
-        )
+        draw(workdir, floor)
         if stop.received is None:
             if int(state.step) < total_steps:
                 print(f"no better evaluation in {config.optim.patience}: stopped early")
-            write_results(workdir, task, data, mesh, evaluate)
+            write_results(workdir, task, data, plan.params, evaluate)
+            parallel.wait_for_all()
     if stop.received is not None:
         name = signal.Signals(stop.received).name
         print(f"stopped by {name} after step {int(state.step)}: the same line resumes")
         return 128 + stop.received
     return 0
+
+
+def compile_train_step(
+    config: ConfigDict,
+    terms: LossTerms,
+    optimizer: optax.GradientTransformation,
+    schedule: dict[str, Any],
+    plan: step.TrainState,
+    batch: Batch,
+    mesh: Mesh,
+) -> Any:
+    """The update as a compiled program, for states as planned and such batches."""
+    axis = parallel.mapped_axis(config.run.parallel, mesh)
+    train_step = step.make_train_step(
+        terms,
+        optimizer,
+        make_schedule(**schedule),
+        micro_batches=config.run.micro_batches,
+        axis=axis,
+    )
+    planned = parallel.plan_batch(batch, len(batch["tokens"]), mesh)
+    return parallel.compile_train_step(train_step, plan, planned, mesh, axis)
 
 
 def throughput(
@@ -199,7 +245,9 @@ def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> int:
             return status
         results[seed] = json.loads((folder / "results.json").read_text())
     summary = summarize_seeds(results)
-    (workdir / "seeds.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if parallel.is_first():
+        target = workdir / "seeds.json"
+        target.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\n{config.name}, {count} seeds ({workdir / 'seeds.json'})")
     for split, metrics in summary["splits"].items():
         for name, values in metrics.items():
@@ -407,7 +455,10 @@ class Data:
         return len(packing.pack_all(self.examples["train"].lengths, shape)) / shape.rows
 
     def batches(self, split: str, seed: int) -> grain.MapDataset:
-        """Training batches without end; of other splits every example once."""
+        """Training batches without end; of other splits every example once.
+
+        Every process makes all rows, which is cheap, and its devices take theirs.
+        """
         examples, shape = self.examples[split], self.shapes[split]
         if split == "train":
             batches = packing.training_batches(examples, shape, seed=seed)
@@ -444,7 +495,10 @@ def encode_splits(
         )
         cut = tasks.cut_report(examples[name], config.data.max_length)
         print(f"{name}: {len(split)} examples; {cut}")
-    shapes = {name: make_shape(config, split, mesh) for name, split in examples.items()}
+    shapes = {
+        name: make_shape(config, split, mesh, read_once=name != "train")
+        for name, split in examples.items()
+    }
     masking = None
     if config.objective.lm_weight and origin.family == "encoder":
         longest = max(shape.length for shape in shapes.values())
@@ -465,13 +519,16 @@ def is_labelled(records: list[Record], task: Task, split: str) -> bool:
     return split != "test" or task.label_column in records[0].fields
 
 
-def make_shape(config: ConfigDict, examples: Examples, mesh: Mesh) -> RowShape:
+def make_shape(
+    config: ConfigDict, examples: Examples, mesh: Mesh, read_once: bool
+) -> RowShape:
     return packing.row_shape(
         examples,
         examples_per_batch=config.data.batch_size,
         longest_row=max(2 * config.data.max_length, int(examples.lengths.max())),
-        rows_multiple=mesh.shape["data"] * config.run.micro_batches,
+        rows_multiple=parallel.batch_parts(mesh) * config.run.micro_batches,
         packed=config.data.packed,
+        read_once=read_once,
     )
 
 
@@ -482,9 +539,10 @@ def start_params(
     labels: tuple[str, ...],
     model: FineTuned,
     batch: Batch,
+    plan: Any,
 ) -> Any:
     """Fresh parameters, with the weights of `origin` where it brings some."""
-    params = init_params(model, batch, config.seed)
+    params = init_params(model, batch, config.seed, parallel.places(plan))
     if origin.params is None:
         return params
     check_head(Path(config.init_from), task, labels, config.allow_missing)
@@ -492,14 +550,12 @@ def start_params(
         params, origin.params, config.allow_missing, config.init_from
     )
     print(f"weights of {config.init_from} (step {origin.step}):\n{report}")
-    return params
+    return parallel.place(params, plan)
 
 
-def init_params(model: FineTuned, batch: Batch, seed: int) -> Any:
-    """Fresh parameters, float32."""
-    inputs = {name: batch[name][:1] for name in heads.MODEL_INPUTS if name in batch}
-    init = jax.jit(lambda key, inputs: model.init(key, **inputs, deterministic=True))
-    return init(jax.random.key(seed), inputs)["params"]
+def init_params(model: FineTuned, batch: Batch, seed: int, places: Any = None) -> Any:
+    """As `train.init_params`."""
+    return train.init_params(model, batch, seed, places, heads.MODEL_INPUTS)
 
 
 def check_head(
@@ -646,22 +702,22 @@ def make_evaluate(
     It returns (values, a prediction for every record), or None when told to stop.
     Without labels there are no values.
     """
-    run_model = parallel.compile_step(
+    run_model = parallel.compile_eval_step(
         lambda params, batch: (
             loss_terms(params, batch, None),
             heads.scores_of(heads.apply(model, params, batch, None)),
         ),
         mesh,
-        donate_state=False,
     )
 
     def evaluate(params: Any, split: str) -> tuple[dict[str, float], list[dict]] | None:
         examples, records = data.examples[split], data.records[split]
+        rows = data.shapes[split].rows
         terms, found = [], {}
         for batch in data.batches(split, EVALUATION_SEED):
             if stop.received:
                 return None
-            term, scores = run_model(params, parallel.shard_batch(batch, mesh))
+            term, scores = run_model(params, parallel.shard_batch(batch, rows, mesh))
             terms.append(term)
             scores = np.asarray(scores)
             found |= dict(predictions.examples_of(task.kind, batch, scores))
@@ -730,7 +786,8 @@ def record_groups(
         weight_decay=optim.weight_decay,
         no_decay=optim.no_decay,
     )
-    (workdir / "parameters.txt").write_text(table + "\n")
+    if parallel.is_first():
+        (workdir / "parameters.txt").write_text(table + "\n")
     return table
 
 
@@ -758,12 +815,22 @@ def describe_start(
     )
 
 
+def draw(workdir: Path, floor: float) -> None:
+    if parallel.is_first():
+        draw_curves(
+            read_metrics(workdir / "metrics.jsonl"),
+            workdir / "curves.png",
+            line_to_beat=floor,
+            line_name="without reading the text",
+        )
+
+
 def write_results(
-    workdir: Path, task: Task, data: Data, mesh: Mesh, evaluate: Callable
+    workdir: Path, task: Task, data: Data, plan: Any, evaluate: Callable
 ) -> None:
     """Predicts with the best weights: results.json, predictions_SPLIT.jsonl."""
     best, at = load_params(workdir)
-    params = parallel.replicate(best, mesh)
+    params = parallel.place(best, plan)
     results: dict[str, Any] = {"best_step": at, "failed": False, "splits": {}}
     for split in data.records:
         if split == "train":
@@ -774,20 +841,23 @@ def write_results(
         values, predicted = outcome
         target = workdir / f"predictions_{split}.jsonl"
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in predicted)
-        target.write_text("".join(lines), encoding="utf-8")
+        if parallel.is_first():
+            target.write_text("".join(lines), encoding="utf-8")
         results["splits"][split] = values
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
         if split == "eval" and is_constant(task.kind, predicted):
             results["failed"] = True
             print("FAILED: the run predicts the same for every example")
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    if parallel.is_first():
+        target = workdir / "results.json"
+        target.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def show_batch(config: ConfigDict) -> int:
     """Prints the first rows of the first batch, decoded."""
     check_settings(config)
-    mesh = parallel.make_mesh(config.run.mesh.data)
+    mesh = parallel.make_mesh(**config.run.mesh)
     task = make_task(config)
     splits, labels = read_splits(config, task)
     origin = read_origin(config, task, splits["train"], None)

@@ -537,6 +537,7 @@ def predict(
                 longest_row=max(2 * data.max_length, longest),
                 rows_multiple=1,
                 packed=data.packed,
+                read_once=True,
             )
         found: dict[int, Any] = {}
         for batch in packing.evaluation_batches(examples, shape):

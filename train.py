@@ -2,6 +2,7 @@
 
     python train.py --config=configs/bert_mini.py [--workdir=runs/bert_mini]
         [--config.optim.learning_rate=3e-4 ...] [--show_batch | --dry_run]
+        [--distributed]
 
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -71,34 +73,40 @@ def main(argv: list[str]) -> int:
         {
             "show_batch": "Prints decoded examples and exits.",
             "dry_run": "Compiles a step, prints what it costs and exits.",
+            "distributed": parallel.DISTRIBUTED_HELP,
         },
         {},
     )
+    if flags.distributed:
+        parallel.join_processes()
     if flags.show_batch:
         return show_batch(flags.config)
-    if flags.dry_run:
-        return dry_run(flags.config)
-    return train(flags.config, Path(flags.workdir or f"runs/{flags.config.name}"))
+    with costs.memory_explained(costs.REMEDIES):
+        if flags.dry_run:
+            return dry_run(flags.config)
+        return train(flags.config, Path(flags.workdir or f"runs/{flags.config.name}"))
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
     """Starts or resumes the run in `workdir`; returns the exit status."""
     configs.check_run_folder(workdir, config)
     start_jax(config.run.precision)
-    mesh = parallel.make_mesh(config.run.mesh.data)
+    mesh = make_mesh(config)
     data = open_data(config, mesh)
     batch = data.batches[0]
 
-    model = models.build(config.model.to_dict(), config.run.precision, config.run.remat)
+    model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
-    params = start_params(config, model, batch, workdir)
-    optimizer = build_optimizer(params, config.optim)
-    state = parallel.replicate(step.create_state(params, optimizer), mesh)
-    train_step = compile_train_step(config, loss_terms, optimizer, state, batch, mesh)
+    optimizer, plan = plan_state(config, model, batch, mesh)
+    loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
+    train_step = compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
+    params = start_params(config, model, batch, workdir, plan.params)
+    state = parallel.start_state(params, optimizer, plan)
 
-    configs.write_run_folder(workdir, config)
-    record_origin(workdir, data)
-    record_groups(workdir, params, config.optim)
+    if parallel.is_first():
+        configs.write_run_folder(workdir, config)
+        record_origin(workdir, data)
+        record_groups(workdir, plan.params, config.optim)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
@@ -106,11 +114,20 @@ def train(config: ConfigDict, workdir: Path) -> int:
     entropy = unigram_entropy(data.train, data.tokenizer, config.objective.name)
     describe_start(config, state, mesh, data, first, entropy)
 
-    writer = MetricsWriter(workdir, first)
-    with loop.StopSignal() as stop:
+    writer = MetricsWriter(workdir, first, writes=parallel.is_first())
+    with (
+        loop.StopSignal() as stop,
+        costs.memory_explained(costs.REMEDIES, train_step),
+    ):
         state = loop.fit(
             state,
-            device_batches(data.batches, first, config.run.data_threads, mesh),
+            device_batches(
+                data.batches,
+                first,
+                config.run.data_threads,
+                config.data.batch_size,
+                mesh,
+            ),
             train_step=train_step,
             evaluate=make_evaluate(config, data, loss_terms, mesh, stop),
             checkpoints=checkpoints,
@@ -118,20 +135,24 @@ def train(config: ConfigDict, workdir: Path) -> int:
             key=jax.random.key(config.seed),
             stop=stop,
             total_steps=config.optim.total_steps,
-            throughput=throughput(config, params, mesh),
+            throughput=costs.throughput(
+                config.data.batch_size * config.data.sequence_length,
+                step_flops(config, plan.params),
+                mesh.size,
+            ),
             log_every_steps=config.run.log_every_steps,
             eval_every_steps=config.run.eval_every_steps,
             save_every_minutes=config.run.save_every_minutes,
         )
     writer.close()
     checkpoints.close()
-    return report(config, workdir, entropy, int(state.step), stop.received)
+    if parallel.is_first():
+        report(config, workdir, entropy, int(state.step), stop.received)
+    return 0 if stop.received is None else 128 + stop.received
 
 
-def throughput(
-    config: ConfigDict, params: Any, mesh: Mesh
-) -> Callable[[float, dict], dict[str, float]]:
-    """The measures of speed of this run; a backward pass costs two forward ones."""
+def step_flops(config: ConfigDict, params: Any) -> float:
+    """Of an update; a backward pass costs two forward ones."""
     length = config.data.sequence_length
     is_masked = config.objective.name == "masked_lm"
     forward = costs.forward_flops(
@@ -140,48 +161,70 @@ def throughput(
         length,
         config.objective.max_predictions if is_masked else length,
     )
-    tokens = config.data.batch_size * length
-    return costs.throughput(tokens, 3 * forward * tokens, mesh.size)
+    return 3 * forward * config.data.batch_size * length
 
 
 def dry_run(config: ConfigDict) -> int:
     """Compiles a step without making its state; prints its size and cost."""
     start_jax(config.run.precision)
-    mesh = parallel.make_mesh(config.run.mesh.data)
+    mesh = make_mesh(config)
     batch = open_data(config, mesh).batches[0]
-    model = models.build(config.model.to_dict(), config.run.precision, config.run.remat)
+    model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
-    params = jax.eval_shape(lambda: init_params(model, batch, config.seed))
-    optimizer = build_optimizer(params, config.optim)
-    state = jax.eval_shape(lambda params: step.create_state(params, optimizer), params)
-    compiled = compile_train_step(config, loss_terms, optimizer, state, batch, mesh)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    optimizer, plan = plan_state(config, model, batch, mesh)
+    loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
+    compiled = compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
+    count = sum(leaf.size for leaf in jax.tree.leaves(plan.params))
     print(
-        f"{config.name}: {count:,} parameters on {mesh.size} x "
-        f"{jax.devices()[0].device_kind}\n{costs.describe(costs.step_cost(compiled))}"
+        f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}\n"
+        f"{costs.describe(costs.step_cost(compiled))}"
     )
     return 0
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """The devices of `run.mesh`, which can cut the model of the config."""
+    mesh = parallel.make_mesh(**config.run.mesh)
+    models.check_cuts(config.model.to_dict(), mesh.shape)
+    return mesh
+
+
+def build_model(config: ConfigDict) -> Any:
+    """The model of a config, and how its `run` wants it computed."""
+    run = config.run
+    return models.build(
+        config.model.to_dict(), run.precision, run.remat, run.fused_attention
+    )
+
+
+def plan_state(
+    config: ConfigDict, model: Any, batch: dict, mesh: Mesh
+) -> tuple[optax.GradientTransformation, step.TrainState]:
+    """The optimizer of a config, and what its state will be and where."""
+    params = jax.eval_shape(lambda: init_params(model, batch, config.seed))
+    optimizer = build_optimizer(params, config.optim)
+    return optimizer, parallel.plan_state(params, optimizer, models.PLACEMENT, mesh)
 
 
 def compile_train_step(
     config: ConfigDict,
     loss_terms: LossTerms,
     optimizer: optax.GradientTransformation,
-    state: step.TrainState,
+    plan: step.TrainState,
     batch: dict,
     mesh: Mesh,
 ) -> Any:
-    """The update as a compiled program, for `state` and `batch` or their shapes.
+    """The update as a compiled program, for states as planned and such batches.
 
     With `run.micro_batches` 0 it is cut into as few as fit the device's memory.
 
     Raises:
-      UserError: not even one row at a time fits.
+      UserError: not even one row at a time fits; a bad `run.parallel`.
     """
     groups = config.optim.groups
     schedule = make_schedule(**schedule_settings(config.optim))
-    rows = config.data.batch_size // mesh.shape["data"]
-    shapes = parallel.shapes(state, batch, mesh)
+    rows = config.data.batch_size // parallel.batch_parts(mesh)
+    axis = parallel.mapped_axis(config.run.parallel, mesh)
     asked = config.run.micro_batches
     counts = [asked] if asked else [n for n in range(1, rows + 1) if rows % n == 0]
     for micro_batches in counts:
@@ -192,9 +235,17 @@ def compile_train_step(
             optimizer,
             schedule,
             micro_batches=micro_batches,
+            axis=axis,
         )
-        jitted = parallel.compile_step(train_step, mesh, donate_state=True)
-        compiled = jitted.lower(*shapes, jax.random.key(0)).compile()
+        planned = parallel.plan_batch(batch, config.data.batch_size, mesh)
+        try:
+            compiled = parallel.compile_train_step(
+                train_step, plan, planned, mesh, axis
+            )
+        except jax.errors.JaxRuntimeError as error:  # a TPU's compiler sees it first
+            if not costs.is_out_of_memory(error) or micro_batches == counts[-1]:
+                raise
+            continue
         if asked:
             return compiled
         cost = costs.step_cost(compiled)
@@ -270,7 +321,8 @@ def apply(model: Any, params: Any, batch: dict, dropout_key: Any) -> dict:
 
 @dataclass(frozen=True)
 class Data:
-    """The corpus of a config as tokens in a folder, and its training batches."""
+    """The corpus of a config as tokens in a folder, and its training batches, of each
+    the rows that this process makes."""
 
     tokenizer: Tokenizer
     folder: Path
@@ -287,13 +339,16 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     """
     micro_batches = max(1, config.run.micro_batches)
     parallel.check_batch_size(config.data.batch_size, mesh, micro_batches)
-    tokenizer, folder = prepare(config)
+    tokenizer, folder = parallel.first_alone(lambda: prepare(config))
     check_sizes(config, tokenizer)
     train, heldout = (shards.open_shards(folder, s) for s in ("train", "heldout"))
+    index, count = parallel.host_part(mesh)
     batches = pretraining.training_batches(
         make_examples(config, tokenizer, train),
         batch_size=config.data.batch_size,
         seed=config.seed,
+        host_index=index,
+        host_count=count,
     )
     return Data(tokenizer, folder, train, heldout, batches)
 
@@ -350,12 +405,12 @@ def unigram_entropy(split: Shards, tokenizer: Tokenizer, objective: str) -> floa
 
 
 def device_batches(
-    batches: Any, first: int, threads: int, mesh: Mesh
+    batches: Any, first: int, threads: int, rows: int, mesh: Mesh
 ) -> Iterator[dict]:
-    """The batches from step `first` on, on the devices."""
+    """The batches of so many rows from step `first` on, on the devices."""
     with closing(pretraining.prefetch(batches, first, threads)) as made_ahead:
         for batch in made_ahead:
-            yield parallel.shard_batch(batch, mesh)
+            yield parallel.shard_batch(batch, rows, mesh)
 
 
 def make_evaluate(
@@ -366,13 +421,15 @@ def make_evaluate(
     stop: loop.StopSignal,
 ) -> Callable[[Any], dict[str, float] | None]:
     """`evaluate(params)`: every held-out example once; None when told to stop."""
+    rows = config.data.batch_size
+    index, count = parallel.host_part(mesh)
     batches = pretraining.evaluation_batches(
         make_examples(config, data.tokenizer, data.heldout),
-        batch_size=config.data.batch_size,
+        batch_size=rows,
+        host_index=index,
+        host_count=count,
     )
-    eval_step = parallel.compile_step(
-        step.make_eval_step(loss_terms), mesh, donate_state=False
-    )
+    eval_step = parallel.compile_eval_step(step.make_eval_step(loss_terms), mesh)
     # Every token is predicted but the first of a document, which its frame adds.
     predicted = data.heldout.num_tokens - (len(data.heldout.documents) - 1)
     bytes_per_token = data.heldout.text_bytes / predicted
@@ -382,7 +439,7 @@ def make_evaluate(
         for batch in batches:
             if stop.received:
                 return None
-            terms.append(eval_step(params, parallel.shard_batch(batch, mesh)))
+            terms.append(eval_step(params, parallel.shard_batch(batch, rows, mesh)))
         means = step.term_means(loop.sum_terms(terms))
         values = {name: float(value) for name, value in means.items()}
         token_loss = values[f"{config.objective.name}_loss"]
@@ -399,12 +456,14 @@ def make_evaluate(
 
 def start_jax(precision: str) -> None:
     """Compiled programs are kept on disk; float32 means float32 on every device."""
+    parallel.keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:
         folder = corpora.cache_folder() / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # The many small programs of a start count, too.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if precision == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
-    parallel.keep_freed_memory()
 
 
 def schedule_settings(optim: ConfigDict) -> dict[str, Any]:
@@ -434,22 +493,42 @@ def build_optimizer(params: Any, optim: ConfigDict) -> optax.GradientTransformat
     )
 
 
-def start_params(config: ConfigDict, model: Any, batch: dict, workdir: Path) -> Any:
+def start_params(
+    config: ConfigDict, model: Any, batch: dict, workdir: Path, plan: Any
+) -> Any:
     """Fresh parameters, or the weights of `init_from` where a new run names one."""
-    params = init_params(model, batch, config.seed)
+    params = init_params(model, batch, config.seed, parallel.places(plan))
     if not config.init_from or has_checkpoint(workdir):
         return params
     source, at = load_params(Path(config.init_from))
     params, taken = take_weights(params, source, (PRETRAINING_HEADS,), config.init_from)
     print(f"weights of {config.init_from} (step {at}):\n{taken}")
-    return params
+    return parallel.place(params, plan)
 
 
-def init_params(model: Any, batch: dict, seed: int) -> Any:
-    """Fresh parameters, float32."""
-    inputs = {name: batch[name][:1] for name in MODEL_INPUTS if name in batch}
-    init = jax.jit(lambda key, inputs: model.init(key, **inputs, deterministic=True))
-    return init(jax.random.key(seed), inputs)["params"]
+def init_params(
+    model: Any,
+    batch: dict,
+    seed: int,
+    places: Any = None,
+    names: tuple[str, ...] = MODEL_INPUTS,
+) -> Any:
+    """Fresh parameters, float32, made at their `places`; None: on one device.
+
+    They depend on the model and the seed; of the arrays in the batch that the model
+    reads, which are of those `names`, only the shapes matter.
+    """
+
+    def init() -> Any:
+        inputs = {
+            name: jnp.zeros((1, *batch[name].shape[1:]), batch[name].dtype)
+            for name in names
+            if name in batch
+        }
+        variables = model.init(jax.random.key(seed), **inputs, deterministic=True)
+        return variables["params"]
+
+    return jax.jit(init, out_shardings=places)()
 
 
 def record_origin(workdir: Path, data: Data) -> None:
@@ -515,9 +594,9 @@ def describe_start(
     """Prints what is about to be trained, on what, and the line to beat."""
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
-        f"{config.name}: {count:,} parameters on {mesh.size} x "
-        f"{jax.devices()[0].device_kind}; {data.train.num_tokens:,} training and "
-        f"{data.heldout.num_tokens:,} held-out tokens\n"
+        f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}; "
+        f"{data.train.num_tokens:,} training and {data.heldout.num_tokens:,} held-out "
+        "tokens\n"
         "each parameter's rate and decay: parameters.txt in the run folder\n"
         f"line to beat: unigram entropy {entropy:.3f} nats; steps {first} to "
         f"{config.optim.total_steps}; the first one compiles",
@@ -527,7 +606,7 @@ def describe_start(
 
 def report(
     config: ConfigDict, workdir: Path, entropy: float, steps: int, received: int | None
-) -> int:
+) -> None:
     """Draws the curves, prints best and last values and where everything is."""
     rows = read_metrics(workdir / "metrics.jsonl")
     draw_curves(
@@ -548,10 +627,9 @@ def report(
     if received is not None:
         name = signal.Signals(received).name
         print(f"stopped by {name} after step {steps}: the same line again resumes")
-        return 128 + received
+        return
     command = "generate" if config.objective.name == "causal_lm" else "fill_mask"
     print(f"use it: python predict.py {command} --workdir={workdir} --help")
-    return 0
 
 
 def show_batch(config: ConfigDict) -> int:

@@ -1,209 +1,404 @@
-"""Tokens a second of whole pre-training steps, beside transformers on the same machine.
+"""Speed of pre-training beside peers, in one command: a table and a plot.
 
-    python -m benchmarks.pretraining --model=bert [--peer_python=PYTHON] [--rounds=7]
-        [--contenders=foreword,foreword_matmuls,transformers,transformers_compiled]
+    python -m benchmarks.pretraining [--preset=accelerator] [--rounds=7] [--steps=5]
+        [--contenders=foreword,transformers,...] [--peer_python=PYTHON]
+        [--nanogpt=FOLDER] [--flax_python=PYTHON] [--devices=1,2,4,8]
+        [--sections=steps,scaling,input,startup,device] [--output=runs/speed]
 
-BERT: 4 layers x 256, 32 rows of 128 tokens, 20 predicted a row; GPT: 4 x 256, 16 rows
-of 256; vocabulary 8,192, AdamW, clipping, float32, dropout 0.1 for all. All contenders
-start and compile first; then they take turns, `--steps` steps a turn, so that a noisy
-machine disturbs all alike. The loss is fetched at every step. `foreword_matmuls` is
-run.remat=matmuls. Peers need torch and transformers (extra `peers`), in this Python or
-in `--peer_python`.
+All contenders of a case start and compile, one after the other; then they take turns,
+`--steps` updates a turn, so that a noisy machine disturbs all alike. Every one has the
+same batch, AdamW, clipping and dropout. Memory is the device's, on a CPU that of the
+whole process. Preset "cpu" measures small models in float32 and everything around them;
+"accelerator" checks the device and measures BERT-base at 512 and GPT-2 124M at 1,024
+tokens in bfloat16 within `--minutes`.
+
+The peers need torch and transformers (extra `peers`), in this Python or in that of
+`--peer_python`; nanoGPT its folder with model.py; `flax_transformers` a Python with
+transformers before version 5.
 """
 
 import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from benchmarks import startup
+from benchmarks.contenders import CONTENDERS, Case
 
-VOCABULARY, LAYERS, HEADS, WIDTH = 8192, 4, 4, 256
-SHAPES = {"bert": (32, 128), "gpt": (16, 256)}  # rows, tokens
-PREDICTED = 20
+ROOT = Path(__file__).parent.parent
+MINI = {"num_layers": 4, "num_heads": 4, "hidden_size": 256, "vocab_size": 8192}
+MINI |= {"dropout": 0.1, "precision": "float32"}
+BASE = {"num_layers": 12, "num_heads": 12, "hidden_size": 768, "precision": "bfloat16"}
+BERT_BASE = BASE | {"vocab_size": 30_522, "dropout": 0.1, "padding": 0.1}
+GPT2 = BASE | {"vocab_size": 50_304, "dropout": 0.0, "padding": 0.0}
+PRESETS = {
+    "cpu": [
+        Case("bert", 32, 128, predicted=20, padding=0.1, **MINI),
+        Case("gpt", 16, 256, predicted=0, padding=0.0, **MINI),
+    ],
+    "accelerator": [
+        Case("bert", 32, 512, predicted=77, **BERT_BASE),
+        Case("gpt", 8, 1024, predicted=0, **GPT2),
+        Case("bert", 128, 512, predicted=77, **BERT_BASE),
+        Case("gpt", 32, 1024, predicted=0, **GPT2),
+    ],
+}
+TINY = {"rows": 2, "length": 16, "num_layers": 1, "num_heads": 1, "hidden_size": 16}
+TINY |= {"vocab_size": 64}
+SECTIONS = {
+    "cpu": ["steps", "scaling", "input", "startup"],
+    "accelerator": ["device", "steps"],
+}
+MINUTES = {"cpu": math.inf, "accelerator": 6.5}  # a start takes up to one more
+
+
+class Failed(Exception):
+    """A contender ended early; says why."""
+
+
+@dataclasses.dataclass
+class Side:
+    """A contender at work."""
+
+    label: str
+    case: Case
+    process: subprocess.Popen
+    log: Path
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rates: list[float] = dataclasses.field(default_factory=list)  # tokens a second
+    peak_memory: int = 0
+
+    def answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.process.wait()
+        errors = re.findall(r"(?m)^[\w.]*(?:Error|Exit)\b.*", self.log.read_text())
+        raise Failed(errors[-1][:160] if errors else f"see {self.log}")
+
+    def turn(self, steps: int) -> None:
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        answer = self.answer()
+        tokens = steps * self.case.rows * self.case.devices * self.case.length
+        self.rates.append(tokens / answer["seconds"])
+        self.peak_memory = answer["peak_memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What took turns together, and those that could not."""
+
+    title: str
+    sides: list[Side]
+    failures: dict[str, str]  # label -> why
+
+    @property
+    def fastest(self) -> float:
+        return max(statistics.median(side.rates) for side in self.sides)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.side:
-        take_turns(arguments.model, *SIDES[arguments.side](arguments.model))
-        return
-    sides = {}
-    for name in arguments.contenders.split(","):
-        python = sys.executable
-        if not name.startswith("foreword"):
-            python = arguments.peer_python
-        command = [python, __file__, f"--side={name}", f"--model={arguments.model}"]
-        sides[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    cases = [c for c in PRESETS[arguments.preset] if c.family in arguments.models]
+    if arguments.tiny:
+        cases = [*dict.fromkeys(map(tiny, cases))]
+    groups: list[Group] = []
+    with (arguments.output / "report.md").open("w") as file:
+
+        def write(text: str) -> None:
+            print(text, flush=True)
+            file.write(text + "\n")
+            file.flush()
+
+        write(
+            f"{time.strftime('%Y-%m-%d')}, {platform.platform()}, {os.cpu_count()} "
+            f"cores, Python {platform.python_version()}"
         )
-    for name, process in sides.items():
-        print(f"{name}: {process.stdout.readline().strip()}", flush=True)
-    rates = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
-        for name, process in sides.items():
-            process.stdin.write(f"{arguments.steps}\n")
-            process.stdin.flush()
-            rates[name].append(float(process.stdout.readline()))
-    for process in sides.values():
-        process.stdin.close()
-    report(rates)
-
-
-def report(rates: dict[str, list[float]]) -> None:
-    """Medians, and the first contender's ratio to each other, with its range."""
-    first = next(iter(rates))
-    print("| contender | tokens/s, median | first / this, median | range |")
-    print("|---|---|---|---|")
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(rates[first], values, strict=True)]
-        ratio = f"{statistics.median(ratios):.2f}"
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"| {name} | {statistics.median(values):,.0f} | {ratio} | {spread} |")
+        for section in arguments.sections:
+            write(f"\n## {section}\n")
+            if section == "steps":
+                measure_steps(arguments, cases, groups, write)
+            elif section == "scaling":
+                measure_scaling(arguments, cases[0], groups, write)
+            elif section == "input":
+                measure_input(arguments, cases, groups, write)
+            elif section == "startup":
+                variant = ":tiny" if arguments.tiny else ""
+                write(startup.measure(f"configs/bert_mini.py{variant}"))
+            else:
+                write(measure_device(arguments))
+    draw(groups, arguments.output / "speed.png")
+    print(f"\nin {arguments.output}: report.md, speed.png, logs of the contenders")
 
 
 def parse_arguments() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    def counts(text: str) -> list[int]:
+        return [int(count) for count in text.split(",")]
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", choices=tuple(SHAPES), default="bert")
-    parser.add_argument("--contenders", default="foreword,transformers")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="models of no use, quickly")
+    parser.add_argument("--sections", type=names)
+    parser.add_argument("--models", type=names, default=["bert", "gpt"])
+    parser.add_argument("--contenders", type=names)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--devices", type=counts, default=[1, 2, 4, 8])
     parser.add_argument("--peer_python", default=sys.executable)
-    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--flax_python")
+    parser.add_argument("--nanogpt", type=Path, help="folder with its model.py")
+    parser.add_argument("--minutes", type=float, help="no contender starts after")
+    parser.add_argument("--output", type=Path, default=Path("runs/speed"))
+    arguments = parser.parse_args()
+    arguments.sections = arguments.sections or SECTIONS[arguments.preset]
+    minutes = arguments.minutes or MINUTES[arguments.preset]
+    arguments.deadline = time.monotonic() + 60 * minutes
+    if arguments.contenders is None:
+        arguments.contenders = ["foreword", "transformers", "transformers_compiled"]
+        if arguments.nanogpt:
+            arguments.contenders += ["nanogpt", "nanogpt_compiled"]
+        if arguments.flax_python:
+            arguments.contenders += ["flax_transformers"]
+    unknown = {*arguments.contenders} - {*CONTENDERS}
+    unknown |= {*arguments.sections} - {*SECTIONS["cpu"], *SECTIONS["accelerator"]}
+    if unknown:
+        parser.error(f"not known: {', '.join(sorted(unknown))}")
+    return arguments
 
 
-def take_turns(model: str, step: Callable[[], float], note: str) -> None:
-    """Runs as many steps as each line of stdin says; answers with tokens a second."""
-    step()
-    print(f"ready ({note})", flush=True)
-    rows, length = SHAPES[model]
-    for line in sys.stdin:
-        count, began = int(line), time.perf_counter()
-        for _ in range(count):
-            step()
-        elapsed = time.perf_counter() - began
-        print(count * rows * length / elapsed, flush=True)
+def tiny(case: Case) -> Case:
+    """The case at a size that shows only that everything runs."""
+    return dataclasses.replace(case, predicted=min(case.predicted, 4), **TINY)
 
 
-def random_tokens(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, VOCABULARY, shape).astype(np.int32)
+# Taking turns.
 
 
-def predicted_positions(rows: int, length: int) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    places = [generator.permutation(length)[:PREDICTED] for _ in range(rows)]
-    return np.sort(np.array(places, np.int32), axis=1)
+def take_turns(
+    arguments: argparse.Namespace, title: str, entries: dict[str, tuple[str, Case]]
+) -> Group:
+    """Starts the contenders, label -> (name, case), and lets them run in turns."""
+    sides, failures = [], {}
+
+    def attempt(label: str, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Failed as failed:
+            failures[label] = str(failed)
+            return None
+
+    for label, (name, case) in entries.items():
+        side = attempt(label, lambda: start(arguments, label, name, case))  # noqa: B023
+        if side is not None:
+            print(f"{label}: {side.facts['what']}", file=sys.stderr, flush=True)
+            sides.append(side)
+    for _ in range(arguments.rounds):
+        for side in sides:
+            if side.label not in failures:
+                attempt(side.label, lambda: side.turn(arguments.steps))  # noqa: B023
+    for side in sides:
+        side.process.stdin.close()
+        side.process.wait()
+    return Group(title, [s for s in sides if s.label not in failures], failures)
 
 
-# The contenders: `step()` does one update and returns the loss.
-
-
-def foreword(model_name: str, remat: str = "none") -> tuple[Callable, str]:
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    import jax
-
-    import models
-    import train
-    from configs import bert_mini, gpt_mini
-    from training import parallel, step
-
-    rows, length = SHAPES[model_name]
-    module = bert_mini if model_name == "bert" else gpt_mini
-    config = module.get_config()
-    config.data.update(batch_size=rows, sequence_length=length)
-    config.model.update(vocab_size=VOCABULARY, max_positions=length)
-    for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
-        config.model[name] = 0.1
-    tokens = random_tokens(rows, length)
-    batch = {
-        "tokens": tokens,
-        "segment_ids": np.ones_like(tokens),
-        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        "targets": tokens,
-        "weights": np.ones(tokens.shape, np.float32),
+def start(arguments: argparse.Namespace, label: str, name: str, case: Case) -> Side:
+    """Returns when the contender has done its first update."""
+    if time.monotonic() > arguments.deadline:
+        raise Failed("not measured: the time was up")
+    python = arguments.peer_python
+    if name.startswith("foreword"):
+        python = sys.executable
+    elif name == "flax_transformers":
+        python = arguments.flax_python or python
+    nanogpt = str(arguments.nanogpt.resolve()) if arguments.nanogpt else ""
+    flags = f"--xla_force_host_platform_device_count={case.devices}"
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the contenders share the device
     }
-    if model_name == "bert":
-        places = predicted_positions(rows, length)
-        batch |= {
-            "token_types": np.zeros_like(tokens),
-            "predict_positions": places,
-            "targets": random_tokens(*places.shape),
-            "weights": np.ones(places.shape, np.float32),
-        }
-    train.start_jax("float32")
-    mesh = parallel.make_mesh(1)
-    model = models.build(config.model.to_dict(), "float32", remat)
-    loss_terms = train.LOSS_TERMS[config.objective.name](model, 1)
-    params = train.init_params(model, batch, 0)
-    optimizer = train.build_optimizer(params, config.optim)
-    state = parallel.replicate(step.create_state(params, optimizer), mesh)
-    program = train.compile_train_step(
-        config, loss_terms, optimizer, state, batch, mesh
-    )
-    batch, key = parallel.shard_batch(batch, mesh), jax.random.key(0)
-
-    def run() -> float:
-        nonlocal state
-        state, metrics = program(state, batch, key)
-        return float(metrics["loss"])
-
-    return run, f"jax {jax.__version__}, {jax.devices()[0].device_kind}"
-
-
-def transformers(model_name: str, compiled: bool = False) -> tuple[Callable, str]:
-    import torch
-    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
-
-    rows, length = SHAPES[model_name]
-    if model_name == "bert":
-        sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS}
-        sizes |= {"num_attention_heads": HEADS, "intermediate_size": 4 * WIDTH}
-        config = BertConfig(
-            vocab_size=VOCABULARY, max_position_embeddings=length, **sizes
+    case_as_json = json.dumps(dataclasses.asdict(case))
+    log = arguments.output / f"{label}.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [python, "-m", "benchmarks.contenders", name, case_as_json, nanogpt],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
-        model = BertForMaskedLM(config)
-    else:
-        sizes = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
-        config = GPT2Config(vocab_size=VOCABULARY, n_positions=length, **sizes)
-        model = GPT2LMHeadModel(config)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).train()
-    tokens = torch.tensor(random_tokens(rows, length), dtype=torch.long)
-    labels = tokens.clone()
-    if model_name == "bert":
-        labels.fill_(-100)
-        places = torch.tensor(predicted_positions(rows, length), dtype=torch.long)
-        targets = torch.tensor(random_tokens(*places.shape), dtype=torch.long)
-        labels.scatter_(1, places, targets)
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    inputs = {name: x.to(device) for name, x in inputs.items()}
-    labels = labels.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    forward = torch.compile(model) if compiled else model
-
-    def run() -> float:
-        loss = forward(**inputs, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss.detach())
-
-    attention = model.config._attn_implementation
-    return run, f"torch {torch.__version__}, {attention} attention, {device}"
+    side = Side(label, case, process, log)
+    side.facts = side.answer()
+    return side
 
 
-SIDES = {
-    "foreword": foreword,
-    "foreword_matmuls": lambda model: foreword(model, "matmuls"),
-    "transformers": transformers,
-    "transformers_compiled": lambda model: transformers(model, compiled=True),
-}
+# The sections.
+
+
+def measure_steps(
+    arguments: argparse.Namespace,
+    cases: list[Case],
+    groups: list[Group],
+    write: Callable[[str], None],
+) -> None:
+    for case in cases:
+        entries = {
+            name: (name, case)
+            for name in arguments.contenders
+            if case.family == "gpt" or not name.startswith("nanogpt")
+        }
+        group = take_turns(arguments, case.label, entries)
+        groups.append(group)
+        write(steps_table(group))
+
+
+def steps_table(group: Group) -> str:
+    """Medians; and the first contender's ratio to each other, with its range."""
+    lines = [
+        f"### {group.title}\n",
+        "| contender | tokens/s | not padding | first / this | range | MFU "
+        "| of matrix products | peak memory, GB | first step, s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    facts = next((s.facts for s in group.sides if "flops_per_token" in s.facts), None)
+    for side in group.sides:
+        first, rate = group.sides[0], statistics.median(side.rates)
+        ratios = [a / b for a, b in zip(first.rates, side.rates, strict=True)]
+        cells = [side.label, f"{rate:,.0f}"]
+        if facts:
+            flops, peak = rate * facts["flops_per_token"], facts["peak_flops"]
+            mfu = f"{flops / peak:.1%}" if peak else "unknown chip"
+            of_products = f"{flops / facts['matmul_rate']:.1%}"
+            useful = f"{rate * facts['useful']:,.0f}"
+        else:
+            mfu = of_products = useful = "no foreword"
+        cells += [useful, f"{statistics.median(ratios):.2f}"]
+        cells += [f"{min(ratios):.2f} to {max(ratios):.2f}", mfu, of_products]
+        cells += [f"{side.peak_memory / 1e9:.2f}", f"{side.facts['first_step']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {name} | {why} |{' |' * 7}" for name, why in group.failures.items()]
+    lines.append("")
+    lines += [f"- {side.label}: {side.facts['what']}" for side in group.sides]
+    if facts:
+        lines.append(
+            f"- matrix products alone: {facts['matmul_rate'] / 1e12:,.3g} TFLOP/s "
+            f"({facts['device']})"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def measure_scaling(
+    arguments: argparse.Namespace,
+    case: Case,
+    groups: list[Group],
+    write: Callable[[str], None],
+) -> None:
+    """The same rows on each device, so that perfect scaling doubles the tokens."""
+    case = dataclasses.replace(case, rows=max(1, case.rows // 4))
+    entries = {
+        f"foreword_on_{count}": ("foreword", dataclasses.replace(case, devices=count))
+        for count in arguments.devices
+    }
+    group = take_turns(arguments, f"weak scaling, {case.label} a device", entries)
+    groups.append(group)
+    write(f"{group.title}\n\n| devices | tokens/s | times the first | range |")
+    write("|---|---|---|---|")
+    for side in group.sides:
+        first, rate = group.sides[0], statistics.median(side.rates)
+        ratios = [a / b for a, b in zip(side.rates, first.rates, strict=True)]
+        write(
+            f"| {side.facts['what']} | {rate:,.0f} | {statistics.median(ratios):.2f} "
+            f"| {min(ratios):.2f} to {max(ratios):.2f} |"
+        )
+    for name, why in group.failures.items():
+        write(f"| {name} | {why} | | |")
+    if group.sides and group.sides[0].facts["device"] == "cpu":
+        write(
+            f"\nThese devices are virtual: all share {os.cpu_count()} cores, so that "
+            "1.00 times the first is perfect; it shows what cutting costs, not a gain."
+        )
+
+
+def measure_input(
+    arguments: argparse.Namespace,
+    cases: list[Case],
+    groups: list[Group],
+    write: Callable[[str], None],
+) -> None:
+    """On the embedded corpus; the rates of the steps are those measured before."""
+    from benchmarks import input_pipeline
+    from configs import bert_mini, gpt_mini
+
+    fastest = {group.title: group.fastest for group in groups if group.sides}
+    write("| batches alone | tokens/s | not padding | times the fastest step |")
+    write("|---|---|---|---|")
+    configs = {}
+    for case in cases:
+        module = bert_mini if case.family == "bert" else gpt_mini
+        config = module.get_config("tiny" if arguments.tiny else "")
+        config.data.update(batch_size=case.rows, sequence_length=case.length)
+        configs[config.name] = config
+        rate, useful = input_pipeline.batches_per_second(config)
+        times = f"{rate / fastest[case.label]:,.0f}" if case.label in fastest else "-"
+        write(f"| {config.name} | {rate:,.0f} | {useful:.1%} | {times} |")
+    write("\n| text to shards | MB a second of one core |\n|---|---|")
+    for name, config in configs.items():
+        write(f"| {name} | {input_pipeline.megabytes_per_core_second(config):.2f} |")
+
+
+def measure_device(arguments: argparse.Namespace) -> str:
+    """The device's rate, and whether attention is right on it, in its own process."""
+    command = [sys.executable, "-m", "benchmarks.device"]
+    command += ["--tiny"] if arguments.tiny else []
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    verdict = "" if done.returncode == 0 else "\n**NOT RIGHT: see above**\n"
+    return done.stdout + verdict
+
+
+def draw(groups: list[Group], target: Path) -> None:
+    """Tokens a second of each group: medians, and the range of the turns."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = [group for group in groups if group.sides]
+    if not groups:
+        return
+    figure, axes = plt.subplots(
+        len(groups), figsize=(8, 2.5 * len(groups)), squeeze=False
+    )
+    for axis, group in zip(axes[:, 0], groups, strict=True):
+        medians = [statistics.median(side.rates) for side in group.sides]
+        below = [m - min(s.rates) for m, s in zip(medians, group.sides, strict=True)]
+        above = [max(s.rates) - m for m, s in zip(medians, group.sides, strict=True)]
+        labels = [side.label for side in group.sides]
+        axis.barh(labels, medians, xerr=(below, above), color="tab:blue", capsize=3)
+        axis.invert_yaxis()
+        axis.set(title=group.title, xlabel="tokens/s: median, range of the turns")
+    figure.tight_layout()
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

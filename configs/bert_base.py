@@ -101,11 +101,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run = ConfigDict(
         {
             "precision": "bfloat16",  # of the matrix products; or "float32"
-            "mesh": {"data": -1},  # devices; -1 is all of them
+            # Devices; -1 is the rest. The batch is cut over data x fsdp, parameters and
+            # optimizer over fsdp x tensor.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "parallel": "jit",  # or "pmap": the whole state on every device
             "data_threads": 2,  # that make batches ahead
             "micro_batches": 1,  # 0: as few as fit the memory
             "logit_chunks": 1,  # parts that the logits are computed in, to save memory
             "remat": "none",  # recomputed: "none", all but "matmuls", all of a "block"
+            "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 100,
             "eval_every_steps": 5_000,
             "save_every_minutes": 10.0,

@@ -23,6 +23,7 @@ Weights are 0 in unused slots and for unlabelled data.
 """
 
 import collections
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def row_shape(
     longest_row: int,
     rows_multiple: int,
     packed: bool,
+    read_once: bool,
 ) -> RowShape:
     """A shape with little padding whose batches hold so many examples on average.
 
@@ -82,6 +84,7 @@ def row_shape(
         longest_row: T may grow to this; twice `max_length` or more packs well.
         rows_multiple: B must be a multiple of this (devices times micro-batches).
         packed: False: one example a row, rows as long as the longest example.
+        read_once: for `evaluation_batches`; the last batch shall be nearly full, too.
 
     Raises:
         UserError: an example does not fit into longest_row.
@@ -101,6 +104,8 @@ def row_shape(
         rows = -(-examples_per_batch // rows_multiple) * rows_multiple
         return RowShape(rows, shortest_row, 1, False)
     sample = lengths[np.random.default_rng(0).permutation(len(lengths))[:4096]]
+    if read_once:
+        sample = np.sort(sample)[::-1]
     step = max(8, (longest_row - shortest_row) // 16 // 8 * 8)
     paddings = {}
     for length in range(shortest_row, longest_row + 1, step):
@@ -113,12 +118,27 @@ def row_shape(
     )
     packing = pack(sample, length, slots=length)
     rows = examples_per_batch * len(packing) / len(sample)
+    if read_once:
+        total = math.ceil(len(packing) * len(lengths) / len(sample))
+        rows = _even_rows(total, rows, rows_multiple)
     return RowShape(
         rows=max(1, round(rows / rows_multiple)) * rows_multiple,
         length=length,
         slots=max(map(len, packing)),
         packed=True,
     )
+
+
+def _even_rows(total: int, rows: float, multiple: int) -> int:
+    """About so many rows a batch that `total` rows leave the last one nearly full."""
+
+    def in_batches(count: int) -> int:
+        return math.ceil(total / count / multiple) * multiple
+
+    wanted = max(1, round(total / rows))
+    counts = range(math.ceil(wanted / 1.5), math.floor(wanted * 1.5) + 1)
+    best = min(counts, key=lambda n: (n * in_batches(n), abs(n - wanted)))
+    return in_batches(best)
 
 
 def pack(
@@ -181,9 +201,14 @@ def training_batches(
 def evaluation_batches(
     examples: Examples, shape: RowShape, *, host_index: int = 0, host_count: int = 1
 ) -> grain.MapDataset:
-    """Every example once, packed in order; the last batch is filled with empty rows."""
+    """Every example once, the longest first where rows are packed, since that leaves
+    the least padding; the last batch is filled with empty rows."""
     mine = _host_rows(shape, host_index, host_count)
-    packing = pack_all(examples.lengths, shape)
+    order = np.arange(len(examples.lengths))
+    if shape.packed:
+        order = np.argsort(-examples.lengths, kind="stable")
+    packed = pack_all(examples.lengths[order], shape)
+    packing = [order[row].tolist() for row in packed]
 
     def batch(step: int) -> Batch:
         places = [step * shape.rows + row for row in mine]

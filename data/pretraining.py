@@ -14,14 +14,17 @@ sentence prediction `next_sentence []` and `next_sentence_weights []`.
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Shaped
 
 from data.shards import Framing, Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 Example = dict[str, Shaped[np.ndarray, "..."]]
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
@@ -430,13 +433,15 @@ def training_batches(
     seed: int,
     host_index: int = 0,
     host_count: int = 1,
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """`[step]` is this host's rows of the global batch of that step; without end.
 
     Visit v = step * batch_size + row takes place v of an order shuffled anew in each
     epoch, and a generator seeded by (seed, v). Hosts take consecutive rows, so joined
     in order they give the batch of a single host.
     """
+    import grain  # and with it jax, which preparing needs not
+
     rows = _rows_per_host(batch_size, host_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
@@ -453,12 +458,14 @@ def training_batches(
 
 def evaluation_batches(
     examples: Examples, *, batch_size: int, host_index: int = 0, host_count: int = 1
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """Every example once, in order; the last batch is filled with rows of weight 0.
 
     The masks depend on the example alone, so sums over all batches do not depend on
     the batch size.
     """
+    import grain
+
     rows = _rows_per_host(batch_size, host_count)
     count = len(examples)
 
@@ -478,13 +485,15 @@ def evaluation_batches(
 
 
 def prefetch(
-    batches: grain.MapDataset, start_step: int, num_threads: int
+    batches: "grain.MapDataset", start_step: int, num_threads: int
 ) -> Iterator[Batch]:
     """Batches from `start_step` on, made ahead by threads, in order.
 
     With 0 threads each is made when asked for. Whoever stops early just lets go of it;
     the interpreter's exit waits for the few batches under way, no longer.
     """
+    import grain
+
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=2 * num_threads
     )

@@ -71,12 +71,57 @@ def attention(
     mask: Bool[Array, "#B 1 #T S"],
     dropout_rate: float,
     dropout_key: PRNGKeyArray | None,
+    fused: bool = False,
 ) -> Float[Array, "B T H K"]:
     """softmax(query . key / sqrt(K)) . value over the keys where `mask` is True.
 
-    The softmax is computed in float32 and dropout acts on its probabilities. A query
-    with no key to see gets zeros, and sends no gradient.
+    A query with no key to see gets zeros, and sends no gradient. With `fused` it is one
+    kernel of cuDNN where that has one for the arguments; both give the same up to
+    rounding.
     """
+    drops = dropout_key is not None and dropout_rate > 0
+    if fused and not drops and fits_cudnn(query, key):
+        return fused_attention(query, key, value, mask, "cudnn")
+    return plain_attention(query, key, value, mask, dropout_rate, dropout_key)
+
+
+def fits_cudnn(query: Float[Array, "B T H K"], key: Float[Array, "B S H K"]) -> bool:
+    """Whether cuDNN has a kernel for these shapes and types, on this device."""
+    return (
+        jax.default_backend() == "gpu"
+        and query.dtype == key.dtype == jnp.bfloat16
+        and query.shape[1] % 2 == key.shape[1] % 2 == 0
+        and query.shape[3] <= 128
+        and query.shape[3] % 8 == 0
+    )
+
+
+def fused_attention(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    mask: Bool[Array, "#B 1 #T S"],
+    implementation: str,
+) -> Float[Array, "B T H K"]:
+    """Attention without dropout by jax.nn; "xla" for `implementation` runs anywhere."""
+    shape = (query.shape[0], 1, query.shape[1], key.shape[1])
+    mask = jnp.broadcast_to(mask, shape)
+    output = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation=implementation
+    )
+    sees_a_key = mask.any(-1)[:, 0, :, None, None]  # else it got the mean of all values
+    return jnp.where(sees_a_key, output, 0)
+
+
+def plain_attention(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    mask: Bool[Array, "#B 1 #T S"],
+    dropout_rate: float,
+    dropout_key: PRNGKeyArray | None,
+) -> Float[Array, "B T H K"]:
+    """Attention written out: softmax in float32, dropout on its probabilities."""
     scores = jnp.einsum(
         "bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32
     ) / math.sqrt(query.shape[-1])
@@ -101,6 +146,7 @@ class SelfAttention(nn.Module):
     num_heads: int
     head_dim: int
     dropout_rate: float
+    fused: bool
     kernel_init: Initializer
     output_kernel_init: Initializer
     dtype: DTypeLike
@@ -140,7 +186,9 @@ class SelfAttention(nn.Module):
             )
             cache = {"key": key, "value": value}
         dropout_key = None if deterministic else self.make_rng("dropout")
-        attended = attention(query, key, value, mask, self.dropout_rate, dropout_key)
+        attended = attention(
+            query, key, value, mask, self.dropout_rate, dropout_key, self.fused
+        )
         output = nn.Dense(
             hidden.shape[-1],
             kernel_init=self.output_kernel_init,

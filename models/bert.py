@@ -106,6 +106,7 @@ class Bert(nn.Module):
     next_sentence_head: bool  # reads the pooled vector, so it needs `pooler`
     dtype: DTypeLike = jnp.float32  # of the matrix products; parameters are float32
     remat: str = "none"  # see `block_with_remat`
+    fused_attention: bool = False  # see `attention`
 
     @nn.compact
     def __call__(
@@ -162,6 +163,7 @@ class Bert(nn.Module):
                 self.norm_epsilon,
                 self.attention_dropout,
                 self.residual_dropout,
+                self.fused_attention,
                 kernel_init,
                 kernel_init,
                 self.dtype,

@@ -91,6 +91,7 @@ class Gpt(nn.Module):
     residual_scaling: bool  # branch outputs start at init_std / sqrt(2 * num_layers)
     dtype: DTypeLike = jnp.float32  # of the matrix products; parameters are float32
     remat: str = "none"  # see `block_with_remat`
+    fused_attention: bool = False  # see `attention`
 
     def empty_cache(self, batch_size: int, length: int) -> dict:
         """Keys and values for `length` tokens, none seen yet: pass it as `cache`.
@@ -177,6 +178,7 @@ class Gpt(nn.Module):
                 self.norm_epsilon,
                 self.attention_dropout,
                 self.residual_dropout,
+                self.fused_attention,
                 normal(self.init_std),
                 normal(output_std),
                 self.dtype,

@@ -111,6 +111,7 @@ class Block(nn.Module):
     norm_epsilon: float
     attention_dropout: float
     residual_dropout: float
+    fused_attention: bool
     kernel_init: Initializer
     output_kernel_init: Initializer  # of the two projections that end a branch
     dtype: DTypeLike
@@ -129,6 +130,7 @@ class Block(nn.Module):
             self.num_heads,
             self.head_dim,
             self.attention_dropout,
+            self.fused_attention,
             self.kernel_init,
             self.output_kernel_init,
             self.dtype,

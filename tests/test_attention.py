@@ -10,7 +10,9 @@ from models.attention import (
     attention,
     causal_mask,
     dropout,
+    fused_attention,
     padding_mask,
+    plain_attention,
     random_bits,
     segment_mask,
 )
@@ -91,6 +93,30 @@ def test_query_with_nothing_to_see_gives_zeros_and_no_gradient():
         np.testing.assert_array_equal(gradient[0, 4:], 0)
         np.testing.assert_array_equal(gradient[1], 0)
         assert np.abs(gradient[0, :4]).max() > 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_equals_plain(causal):
+    """By jax.nn's "xla"; its "cudnn", which needs a GPU, is compared in benchmarks."""
+    inputs = projections()
+    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]])
+    mask = padding_mask(segments) & segment_mask(segments, segments)
+    if causal:
+        mask &= causal_mask(jnp.arange(LENGTH), jnp.arange(LENGTH))
+
+    def run(attend, *how):
+        def total(inputs):
+            output = attend(*inputs, mask, *how)
+            return (output**2).sum(), output
+
+        return jax.grad(total, has_aux=True)(inputs)
+
+    for ours, theirs in zip(
+        jax.tree.leaves(run(fused_attention, "xla")),
+        jax.tree.leaves(run(plain_attention, 0.0, None)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_large_scores_stay_finite():

@@ -68,7 +68,8 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                 if words[:1] != ["python"] or "..." in words:
                     continue
                 if words[1] in ("train.py", "finetune.py", "prepare.py"):
-                    configs.parse(words[1:], {"show_batch": ""}, {"seeds": ""})
+                    switches = {"show_batch": "", "dry_run": "", "distributed": ""}
+                    configs.parse(words[1:], switches, {"seeds": ""})
                 elif words[1] == "predict.py":
                     parse_arguments(words[2:])
                 else:

@@ -240,6 +240,25 @@ def topic_config(runs, **changes):
     return config
 
 
+def test_too_little_memory_is_explained(tmp_path):
+    """Attention over 2**19 tokens has 2**39 scores, terabytes of them."""
+    texts = ["a short text", "reads " * 2**19]
+    rows = [f"{text}\t{label}\n" for label, text in zip("xy", texts, strict=True)]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(rows))
+    config = topic.get_config("tiny")
+    config.init_from = ""
+    config.data.update(train=str(tmp_path / "train.tsv"), train_examples=0)
+    config.data.update(eval=config.data.train, max_length=2**19, packed=False)
+    config.model.update(max_positions=2**19, num_layers=1)
+    config.data.batch_size = 1
+    config.run.mesh.data = 1
+    with pytest.raises(UserError) as caught:
+        finetune.finetune(config, tmp_path / "run")
+    said = str(caught.value)
+    assert said.startswith("RESOURCE_EXHAUSTED: Out of memory")
+    assert "activations, gradients" in said and "data.max_length" in said
+
+
 def test_frozen_groups_stay_and_others_move(runs, tmp_path):
     config = topic_config(
         runs,

@@ -609,6 +609,7 @@ def test_block_against_numpy(pre_norm, causal):
         norm_epsilon=1e-2,  # large, so that its place is tested
         attention_dropout=0.1,
         residual_dropout=0.1,
+        fused_attention=False,
         kernel_init=normal,
         output_kernel_init=normal,
         dtype=jnp.float32,

@@ -50,16 +50,19 @@ def run(batch, *, devices, micro_batches, steps=3, drop=False):
     params = {"kernel": jnp.linspace(-1.0, 1.0, FEATURES)}
     if drop:
         params["drop"] = jnp.zeros(())
-    state = parallel.replicate(create_state(params, tx), mesh)
-    step = parallel.compile_step(
+    plan = parallel.plan_state(params, tx, (), mesh)
+    step = parallel.compile_train_step(
         make_train_step(loss_terms, tx, lambda _: 0.1, micro_batches=micro_batches),
+        plan,
+        parallel.plan_batch(batch, ROWS, mesh),
         mesh,
-        donate_state=True,
+        None,
     )
+    state = parallel.start_state(params, tx, plan)
     history = []
     for _ in range(steps):
         state, metrics = step(
-            state, parallel.shard_batch(batch, mesh), jax.random.key(0)
+            state, parallel.shard_batch(batch, ROWS, mesh), jax.random.key(0)
         )
         history.append({name: float(value) for name, value in metrics.items()})
     return state, history
@@ -97,15 +100,10 @@ def test_dropout_does_not_depend_on_the_devices_but_on_the_step(batch):
     _, eight = run(batch, devices=8, micro_batches=1, drop=True)
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
-    mesh = parallel.make_mesh(1)
     tx = optax.sgd(0.0)  # the parameters stay: only the mask can change the loss
     params = {"kernel": jnp.ones(FEATURES), "drop": jnp.zeros(())}
-    state = parallel.replicate(create_state(params, tx), mesh)
-    step = parallel.compile_step(
-        make_train_step(loss_terms, tx, lambda _: 0.0, micro_batches=1),
-        mesh,
-        donate_state=False,
-    )
+    state = create_state(params, tx)
+    step = jax.jit(make_train_step(loss_terms, tx, lambda _: 0.0, micro_batches=1))
     first, metrics = step(state, batch, jax.random.key(0))
     _, again = step(state, batch, jax.random.key(0))
     _, later = step(first, batch, jax.random.key(0))
@@ -168,5 +166,11 @@ def test_uneven_batches_and_missing_devices_are_named():
     parallel.check_batch_size(16, mesh, 2)
     with pytest.raises(UserError, match=r"data.batch_size=20 .* multiple of 16"):
         parallel.check_batch_size(20, mesh, 2)
-    with pytest.raises(UserError, match=r"run.mesh.data=9.*8 devices"):
-        parallel.make_mesh(9)
+    for sizes, message in (
+        ((9,), r"run\.mesh\.data=9 .* 8 devices \(cpu\): .* at most 8"),
+        ((-1, 3), r"run\.mesh\.fsdp=3 .* 8 devices \(cpu\): .* all of them"),
+        ((-1, -1), r"one of them may be -1"),
+        ((1, 1, 0), r"run\.mesh\.tensor=0: each must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parallel.make_mesh(*sizes)

@@ -233,6 +233,35 @@ def test_speed_is_logged_with_what_is_no_padding(folder):
     assert "train/mfu" not in row  # a CPU's peak is not known
 
 
+def test_too_little_memory_is_explained(folder):
+    """Attention over 2**19 tokens has 2**39 scores, terabytes of them."""
+    config = tiny("gpt_mini", folder)
+    config.data.update(sequence_length=2**19, batch_size=1)
+    config.model.update(max_positions=2**19, num_layers=1)
+    config.run.mesh.data = 1
+    with pytest.raises(UserError) as caught:
+        train.train(config, folder / "too_little_memory")
+    said = str(caught.value)
+    assert said.startswith("RESOURCE_EXHAUSTED: Out of memory")
+    (line,) = (line for line in said.splitlines() if "activations, gradients" in line)
+    assert float(line.split()[-2].replace(",", "")) > 1e6  # MB
+    assert "run.micro_batches doubled halves the activations" in said
+
+
+def test_only_too_little_memory_is_explained():
+    def explained(work):
+        with costs.memory_explained("eat less"):
+            work()
+
+    def fail():
+        raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+    with pytest.raises(UserError, match=r"(?s)RESOURCE_EXHAUSTED.*eat less"):
+        explained(lambda: jax.numpy.zeros(2**46).block_until_ready())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
+        explained(fail)
+
+
 def test_model_flops_utilisation_by_hand(monkeypatch):
     monkeypatch.setitem(costs.PEAK_FLOPS, jax.devices()[0].device_kind, 1e6)
     batch = {"segment_ids": np.array([[1, 1, 2, 0]])}

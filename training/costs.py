@@ -1,11 +1,17 @@
 """What a compiled step costs: operations and memory, beside what the device has."""
 
+import collections
+import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+
+from errors import UserError
 
 # Of a device's memory, since XLA's estimate leaves out its own buffers and libraries.
 USABLE_SHARE = 0.9
@@ -90,12 +96,14 @@ class StepCost:
         arguments: bytes of state and batch.
         temporaries: bytes of activations, gradients and scratch space.
         outputs: bytes of results that do not take the place of arguments.
+        collectives: of `collective_bytes`.
     """
 
     flops: float
     arguments: int
     temporaries: int
     outputs: int
+    collectives: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -110,6 +118,67 @@ def step_cost(compiled: Any) -> StepCost:
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        collective_bytes(compiled.as_text()),
+    )
+
+
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+# "  %name = type opcode(operands), ..." of an HLO program.
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z0-9-]*)\((.*)")
+COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{$")
+CALLED = re.compile(r"(?:body|to_apply|calls|computation)=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+ARRAY = re.compile(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]")
+
+
+def collective_bytes(program: str) -> dict[str, int]:
+    """Bytes of the arrays that a device exchanges with others, by kind of collective.
+
+    The larger of what goes in and what comes out: of an all-gather the gathered array,
+    of a reduce-scatter the one to be summed. In a ring of n devices an all-reduce sends
+    2 (n - 1) / n times these bytes, the other kinds (n - 1) / n times. The body of a
+    loop counts as often as it runs, once where XLA does not know.
+
+    Args:
+        program: `as_text()` of a compiled program, HLO.
+    """
+    computations: dict[str, list[re.Match]] = {}
+    entry, sizes = "", {}
+    for line in program.splitlines():
+        if head := COMPUTATION.match(line):
+            name = head.group(2)
+            computations[name] = []
+            entry = name if head.group(1) else entry
+        elif found := INSTRUCTION.match(line):
+            computations[name].append(found)
+            sizes[found.group(1)] = array_bytes(found.group(2))
+    totals: collections.Counter[str] = collections.Counter()
+
+    def add(computation: str, times: int) -> None:
+        for instruction in computations[computation]:
+            _, result, opcode, rest = instruction.groups()
+            kind = opcode.removesuffix("-start")
+            if re.fullmatch(COLLECTIVES, kind):
+                names = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+                given = sum(sizes[name] for name in names)
+                # What starts an exchange holds its operands and the results.
+                taken = array_bytes(result) - (given if opcode != kind else 0)
+                totals[kind] += times * max(given, taken)
+                continue
+            trips = TRIPS.search(rest) if opcode == "while" else None
+            for called in CALLED.findall(rest):
+                if called in computations:
+                    add(called, times * (int(trips.group(1)) if trips else 1))
+
+    add(entry, 1)
+    return dict(totals)
+
+
+def array_bytes(hlo_type: str) -> int:
+    """Of "f32[8,16]{1,0}", or of a tuple of such."""
+    return sum(
+        math.prod(map(int, filter(None, shape.split(",")))) * max(int(bits) // 8, 1)
+        for bits, shape in ARRAY.findall(hlo_type)
     )
 
 
@@ -123,24 +192,63 @@ def device_memory() -> int:
 
 
 def describe(cost: StepCost) -> str:
-    """A table for a reader."""
-    available = device_memory()
+    """A table for a reader, and whether it fits."""
+    fits = cost.total <= USABLE_SHARE * device_memory()
+    return f"{table(cost)}\n{'fits' if fits else f'DOES NOT FIT: {REMEDIES}'}"
+
+
+def table(cost: StepCost) -> str:
+    """What a step needs of a device, beside what there is."""
     rows = [
         ("state and batch", cost.arguments),
         ("activations, gradients, scratch", cost.temporaries),
         ("results", cost.outputs),
         ("total of a device", cost.total),
-        ("the device has", available),
+        ("the device has", device_memory()),
     ]
     lines = [f"{cost.flops:.3g} FLOPs a step on a device (loops counted once)"]
     lines += [f"  {name:<32}{size / 1e6:12,.3f} MB" for name, size in rows]
-    fits = cost.total <= USABLE_SHARE * available
-    lines.append("fits" if fits else f"DOES NOT FIT: {REMEDIES}")
+    lines.append(
+        f"exchanged with other devices a step:{'' if cost.collectives else ' nothing'}"
+    )
+    lines += [
+        f"  {kind:<32}{size / 1e6:12,.3f} MB" for kind, size in cost.collectives.items()
+    ]
     return "\n".join(lines)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA says that a device has too little memory, for a program or in one."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def memory_explained(remedies: str, compiled: Any | None = None) -> Iterator[None]:
+    """Within it, too little memory is a mistake that names the way out.
+
+    Args:
+        remedies: the settings that lower the need.
+        compiled: the step that runs, where there is one already.
+
+    Raises:
+        UserError: a device ran out of memory.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = [str(error).split("\n\n")[0]]  # a TPU's compiler goes on for pages
+        if compiled is not None:
+            cost = step_cost(compiled)
+            lines.append(f"the training step: {table(cost)}")
+        raise UserError("\n".join([*lines, remedies])) from error
 
 
 REMEDIES = (
     "run.micro_batches doubled halves the activations; run.remat=block keeps one "
-    "activation a layer; run.logit_chunks divides the logits; data.batch_size and "
-    "model sizes change the results"
+    "activation a layer; run.logit_chunks divides the logits; run.mesh.fsdp cuts the "
+    "state over devices; data.batch_size and model sizes change the results"
 )

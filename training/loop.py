@@ -15,14 +15,20 @@ from tqdm import tqdm
 from errors import UserError
 from training.checkpoints import Checkpoints
 from training.metrics import MetricsWriter
+from training.parallel import Agreement
 from training.step import Term, TrainState
 
 
 class StopSignal:
-    """Within it, a first SIGTERM or Ctrl-C only sets `received`; a second one acts."""
+    """Within it, a first SIGTERM or Ctrl-C only sets `received`; a second one acts.
+
+    Of several processes each keeps what it noticed until all `agree`.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._noticed = 0
+        self._agreement = Agreement()
 
     def __enter__(self) -> "StopSignal":
         self._previous = {
@@ -36,12 +42,23 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: object) -> None:
-        self.received = number
+        self._noticed = number
+        if jax.process_count() == 1:
+            self.received = number
         signal.signal(number, self._previous[number])
         tqdm.write(
             f"{signal.Signals(number).name}: saving, then leaving (again: at once)",
             file=sys.stderr,
         )
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any process wishes; sets `received` where any has noticed a signal.
+
+        All must call it, and all get the same answer at the same call.
+        """
+        noticed, wished = self._agreement(self._noticed, int(wish))
+        self.received = self.received or noticed or None
+        return bool(wished)
 
 
 def sum_terms(terms: list[dict[str, Term]]) -> dict[str, Term]:
@@ -130,7 +147,7 @@ def fit(
         bar.update()
         record()
         pending = (step, metrics, batch)
-        save_due = time.monotonic() - last_save > save_every_minutes * 60
+        save_due = stop.agree(time.monotonic() - last_save > save_every_minutes * 60)
         if not (evaluation_due() or save_due or stop.received):
             continue
         record()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 Row = dict[str, int | float]  # `step`, and the values that were written at it
@@ -10,17 +11,18 @@ Row = dict[str, int | float]  # `step`, and the values that were written at it
 class MetricsWriter:
     """Appends one JSON object a line, and the same scalars for TensorBoard.
 
-    Lines after `step` are dropped on opening: a resumed run writes them again.
+    Lines after `step` are dropped on opening: a resumed run writes them again. All
+    processes read what is there, and only the one with `writes` changes anything.
 
     Attributes:
       evaluations: the values of the evaluations that stood there, in order.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, *, writes: bool):
         from tensorboardX import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(self._path) if row["step"] <= step]
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
         self.evaluations = [
             {
                 name.removeprefix("eval/"): value
@@ -30,9 +32,14 @@ class MetricsWriter:
             for row in rows
             if "eval/loss" in row
         ]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._file = self._path.open("a")
-        self._events = SummaryWriter(str(folder), purge_step=step + 1)
+        if writes:
+            partial = path.with_suffix(".partial")  # others may be reading it
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            partial.replace(path)
+        self._file = (path if writes else Path(os.devnull)).open("a")
+        self._events = SummaryWriter(
+            str(folder), purge_step=step + 1, write_to_disk=writes
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step} | values) + "\n")

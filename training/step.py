@@ -36,27 +36,38 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     micro_batches: int,
+    axis: str | None = None,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """`step(state, batch, key) -> (state, metrics)`, one update from one global batch.
 
     The loss is the sum of the terms, each divided by its weight over the whole batch,
     so cutting the batch into `micro_batches` or over devices changes nothing. Dropout
-    draws from `fold_in(key, step)`.
+    draws from `fold_in(key, step)`. Under `jax.pmap` over `axis` the batch is a
+    device's own rows, and dropout draws from the device's number, too: by other masks
+    than under `jax.jit`, where they are those of one device.
     """
+
+    def total(sums: Any) -> Any:
+        """Over all devices; what `jax.jit` sums is that already."""
+        return sums if axis is None else jax.lax.psum(sums, axis)
 
     def step(state: TrainState, batch: dict, key: Any) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         # The weights do not depend on the parameters: XLA drops the rest of this pass.
         terms = loss_terms(state.params, batch, None)
-        weights = {name: nonzero(term[1]) for name, term in terms.items()}
+        weights = total({name: term[1] for name, term in terms.items()})
+        weights = {name: nonzero(weight) for name, weight in weights.items()}
 
         def loss(params: Any, batch: dict, key: Any) -> tuple[Scalar, dict]:
             terms = loss_terms(params, batch, key)
             total = sum(term[0] / weights[name] for name, term in terms.items())
             return total, terms
 
-        grads, terms = accumulate(
-            jax.grad(loss, has_aux=True), state.params, batch, key, micro_batches
+        gradient = jax.grad(loss, has_aux=True)
+        grads, terms = total(
+            accumulate(gradient, state.params, batch, key, micro_batches)
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

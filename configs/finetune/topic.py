@@ -116,7 +116,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run = ConfigDict(
         {
             "precision": "float32",  # of the matrix products; or "bfloat16"
-            "mesh": {"data": -1},  # devices; -1 is all of them
+            # Devices; -1 is the rest. The batch is cut over data x fsdp, parameters and
+            # optimizer over fsdp x tensor.
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "parallel": "jit",  # or "pmap": the whole state on every device
             "data_threads": 2,  # that make batches ahead
             "micro_batches": 1,
             "log_every_steps": 20,

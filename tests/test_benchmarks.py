@@ -1,0 +1,100 @@
+"""The benchmarks run, at sizes that say nothing about speed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import device
+from benchmarks.contenders import Case, all_targets, make_batch
+
+ROOT = Path(__file__).parents[1]
+BERT = Case("bert", 64, 32, 1, 1, 16, 100, 4, 0.2, 0.0, "float32")
+
+
+def run(output, *arguments):
+    """Stdout, which holds the report; nothing here is worth optimizing."""
+    command = [sys.executable, "-m", "benchmarks.pretraining", "--tiny", *arguments]
+    command += ["--rounds=1", "--steps=1", f"--output={output}"]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert {*(output / "report.md").read_text().splitlines()} <= {
+        *done.stdout.splitlines()
+    }
+    return done.stdout
+
+
+def test_steps_and_scaling_are_measured_and_drawn(tmp_path):
+    shown = run(
+        tmp_path,
+        "--sections=steps,scaling",
+        "--models=gpt",
+        "--contenders=foreword,nanogpt",
+        "--devices=2",
+    )
+    assert (tmp_path / "speed.png").stat().st_size > 0
+    (row,) = (line for line in shown.splitlines() if line.startswith("| foreword |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert float(cells[1].replace(",", "")) > 0
+    assert cells[1:6] == [cells[1], cells[1], "1.00", "1.00 to 1.00", "unknown chip"]
+    # Nothing says where nanoGPT is, and perhaps there is no torch.
+    assert "| nanogpt | ModuleNotFoundError: No module named" in shown
+    assert "| jax" in shown and ", 2 x cpu |" in shown and "virtual" in shown
+
+
+def test_input_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
+    shown = run(tmp_path / "out", "--sections=input", "--models=gpt")
+    rates = [line for line in shown.splitlines() if line.startswith("| gpt_mini_tiny")]
+    assert len(rates) == 2
+    assert all(float(line.split("|")[2].replace(",", "")) > 0 for line in rates)
+
+
+@pytest.mark.parametrize(
+    ("modules", "unneeded"),
+    [
+        ("prepare", {"jax", "grain"}),
+        (
+            "train, finetune, predict, convert",
+            {"tensorflow_datasets", "sklearn", "matplotlib", "pyarrow", "torch"},
+        ),
+    ],
+)
+def test_what_a_start_does_not_need_is_not_imported(modules, unneeded):
+    code = f"import sys, {modules}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert not unneeded & {*shown.stdout.split()}
+
+
+def test_all_contenders_predict_the_same_of_the_same_rows():
+    batch = make_batch(BERT)
+    lengths = batch["segment_ids"].sum(axis=1)
+    assert 0.7 < lengths.mean() / BERT.length < 0.9  # a fifth is padding
+    assert (batch["predict_positions"] < lengths[:, None]).all()
+    labels = all_targets(batch, -100)
+    assert ((labels != -100).sum(axis=1) == BERT.predicted).all()
+    predicted = np.take_along_axis(labels, batch["predict_positions"], axis=1)
+    np.testing.assert_array_equal(predicted, batch["targets"])
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_check_of_attention_finds_a_leak_between_documents(broken):
+    def leaking(query, key, value, mask):
+        return device.by_the_formula(query, key, value, True)
+
+    attend = leaking if broken else device.plain
+    found = device.differences(attend, "packed", 16, True, "float32")
+    assert all((value > device.LIMITS["float32"]) == broken for value in found)
