@@ -1,6 +1,7 @@
 """Shards: what is written, in how much memory, what a kill or a full disk leaves."""
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -252,6 +253,10 @@ def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
     """Two nodes of one core each, and what a failing and a dying task say."""
     cluster_utils = pytest.importorskip(
         "ray.cluster_utils", reason="the extra 'cluster' is not installed"
+    )
+    # The nodes cannot import this file: its functions go to them whole.
+    importlib.import_module("ray.cloudpickle").register_pickle_by_value(
+        sys.modules[__name__]
     )
     node = {"num_cpus": 1, "include_dashboard": False}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
