@@ -1,10 +1,14 @@
 """Raw text -> tokenizer and memory-mapped token shards.
 
 `python prepare.py --config=configs/bert_mini.py` does this alone, for a large corpus;
-`train.py` calls the same functions for what is not there yet. The shards are written by
-`--processes`; this one alone reads the text, and hands out chunks of it.
+`train.py` calls the same functions for what is not there yet. Shards are written by
+`--processes` on this machine, or with `--ray=ADDRESS` by the machines of a Ray cluster.
+These need the checkout, its environment and the folder of the shards (the cache, or
+`data.shards`) at the same paths, as a shared file system has them. The text is read by
+this process alone, tens of megabytes a second; it hands out chunks of it.
 """
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -13,7 +17,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +38,12 @@ def main(argv: list[str]) -> int:
         argv,
         {},
         {"processes": "Processes that write shards [one a core]."},
+        {"ray": "Ray cluster that writes shards instead: auto, HOST:PORT or local."},
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     count = flags.processes or cores or os.cpu_count() or 1
-    with process_workers(count) as workers:
+    started = ray_workers(flags.ray) if flags.ray else process_workers(count)
+    with started as workers:
         tokenizer, folder = prepare(flags.config, workers)
     train, heldout = (shards.open_shards(folder, s) for s in ("train", "heldout"))
     print(
@@ -85,6 +91,45 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+@contextmanager
+def ray_workers(address: str) -> Iterator[Workers]:
+    """Tasks of a Ray cluster, one a core; "local" starts one of this machine alone.
+
+    Raises:
+      UserError: Ray is not installed; there is no cluster; its machines fail.
+    """
+    try:
+        import ray  # the extra "cluster"
+    except ImportError as error:
+        raise UserError(
+            "--ray needs the package ray: install the extra, `uv sync --extra cluster` "
+            "or `pip install '.[cluster]'`"
+        ) from error
+    try:
+        ray.init(address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--ray={address}: no Ray cluster answers ({str(error).splitlines()[0]}). "
+            "Start one with `ray start --head`, or say --ray=local"
+        ) from error
+    remote = functools.cache(ray.remote)
+
+    def submit(function: object, *arguments: object, **settings: object) -> Future:
+        return remote(function).remote(*arguments, **settings).future()
+
+    try:
+        yield Workers(int(ray.cluster_resources()["CPU"]), submit)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a task of the Ray cluster was lost, and its retries as well: {error}. "
+            "The finished shards are kept: run the same line again"
+        ) from error
+    finally:
+        ray.shutdown()
+
+
 def prepare(
     config: ConfigDict, workers: Workers = THIS_PROCESS
 ) -> tuple[Tokenizer, Path]:
@@ -111,7 +156,7 @@ def prepare(
     shards.write_shards(
         corpus,
         tokenizer,
-        folder,
+        folder.resolve(),  # tasks elsewhere have other working folders
         heldout_fraction=fraction,
         framing=framing,
         workers=workers,

@@ -16,11 +16,15 @@ from errors import UserError
 
 
 def parse(
-    argv: Sequence[str], switches: dict[str, str], counts: dict[str, str]
+    argv: Sequence[str],
+    switches: dict[str, str],
+    counts: dict[str, str],
+    texts: dict[str, str] | None = None,
 ) -> flags.FlagValues:
-    """Reads `--config`, `--workdir`, boolean `switches` and `counts` (name -> help).
+    """Reads `--config`, `--workdir` and others (name -> help).
 
-    A count is a whole number of at least 1, or None where it is not given.
+    Switches are boolean; a count is a whole number of at least 1, or None where it is
+    not given, as is a text.
 
     Raises:
       UserError: a flag or a config key that does not exist (with the nearest one), a
@@ -41,6 +45,8 @@ def parse(
         flags.DEFINE_bool(name, False, text, flag_values=values)
     for name, text in counts.items():
         flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=values)
+    for name, text in (texts or {}).items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
     if "--help" in argv:
         usage = (
             f"usage: {argv[0]} --config=FILE.py[:ARGUMENT] [--config.GROUP.KEY=VALUE]"

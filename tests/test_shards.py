@@ -1,6 +1,7 @@
 """Shards: what is written, in how much memory, what a kill or a full disk leaves."""
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -246,6 +247,49 @@ def test_processes_write_the_same_bytes(tmp_path, tokenizer, monkeypatch):
         prepare.process_workers(2) as workers,
     ):
         workers.submit(die, 3).result()
+
+
+def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
+    """Two nodes of one core each, and what a failing and a dying task say."""
+    cluster_utils = pytest.importorskip(
+        "ray.cluster_utils", reason="the extra 'cluster' is not installed"
+    )
+    # The nodes cannot import this file: its functions go to them whole.
+    importlib.import_module("ray.cloudpickle").register_pickle_by_value(
+        sys.modules[__name__]
+    )
+    node = {"num_cpus": 1, "include_dashboard": False}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=1)
+        with prepare.ray_workers(cluster.address) as workers:
+            assert workers.count == 2
+            prepare_by(workers, tmp_path, tokenizer, monkeypatch)
+        for function, message in (
+            (refuse, "^shard 3 cannot be written$"),
+            (die, "task of the Ray cluster was lost"),
+        ):
+            with (
+                pytest.raises(UserError, match=message),
+                prepare.ray_workers(cluster.address) as workers,
+            ):
+                workers.submit(function, 3).result()
+    finally:
+        cluster.shutdown()
+    with (
+        pytest.raises(UserError, match=r"--ray=auto: no Ray cluster answers"),
+        prepare.ray_workers("auto"),
+    ):
+        pass
+
+
+def test_ray_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(UserError, match="uv sync --extra cluster"),
+        prepare.ray_workers("auto"),
+    ):
+        pass
 
 
 MEMORY_SCRIPT = """
