@@ -284,7 +284,7 @@ def compile_eval_step(step: Callable, mesh: Mesh) -> Callable:
 
 def compiler_options() -> dict[str, str] | None:
     """XLA's own kernels for CPUs take three times as long to compile as Eigen's, and
-    their products of matrices are 10 % slower (jax 0.10.2)."""
+    their products of matrices are up to a quarter slower (jax 0.10.2)."""
     if jax.default_backend() == "cpu":
         return {"xla_cpu_experimental_ynn_fusion_type": ""}
     return None
