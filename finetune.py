@@ -53,7 +53,6 @@ from training.optimizers import (
     Groups,
     group_table,
     layerwise_groups,
-    make_optimizer,
     make_schedule,
     parameter_sizes,
     stop_frozen,
@@ -119,7 +118,7 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
     shapes = jax.eval_shape(lambda: init_params(model, batches[0], config.seed))
     groups = make_groups(config.optim, shapes)
     schedule = schedule_settings(config.optim, total_steps)
-    optimizer = build_optimizer(config.optim, shapes, groups, schedule)
+    optimizer = train.build_optimizer(shapes, config.optim, groups, schedule)
     plan = parallel.plan_state(shapes, optimizer, models.PLACEMENT, mesh)
     params = start_params(
         config, task, origin, data.labels, model, batches[0], plan.params
@@ -594,23 +593,6 @@ def make_groups(optim: ConfigDict, params: Any) -> Groups:
         top_exponent=layers.top_exponent,
         thaw_every=layers.thaw_every,
         first=groups,
-    )
-
-
-def build_optimizer(
-    optim: ConfigDict, params: Any, groups: Groups, schedule: dict[str, Any]
-) -> optax.GradientTransformation:
-    return make_optimizer(
-        params,
-        groups,
-        schedule,
-        b1=optim.b1,
-        b2=optim.b2,
-        epsilon=optim.epsilon,
-        weight_decay=optim.weight_decay,
-        no_decay=optim.no_decay,
-        clip_norm=optim.clip_norm,
-        adam=optim.adam,
     )
 
 

@@ -50,6 +50,7 @@ from training.checkpoints import (
 )
 from training.metrics import MetricsWriter, draw_curves, perplexity, read_metrics
 from training.optimizers import (
+    Groups,
     group_table,
     make_optimizer,
     make_schedule,
@@ -202,7 +203,8 @@ def plan_state(
 ) -> tuple[optax.GradientTransformation, step.TrainState]:
     """The optimizer of a config, and what its state will be and where."""
     params = jax.eval_shape(lambda: init_params(model, batch, config.seed))
-    optimizer = build_optimizer(params, config.optim)
+    optim = config.optim
+    optimizer = build_optimizer(params, optim, optim.groups, schedule_settings(optim))
     return optimizer, parallel.plan_state(params, optimizer, models.PLACEMENT, mesh)
 
 
@@ -477,12 +479,14 @@ def schedule_settings(optim: ConfigDict) -> dict[str, Any]:
     }
 
 
-def build_optimizer(params: Any, optim: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of a config, with its parameter groups."""
+def build_optimizer(
+    params: Any, optim: ConfigDict, groups: Groups, schedule: dict[str, Any]
+) -> optax.GradientTransformation:
+    """The optimizer of a config's `optim`; `schedule` as `make_schedule` takes it."""
     return make_optimizer(
         params,
-        optim.groups,
-        schedule_settings(optim),
+        groups,
+        schedule,
         b1=optim.b1,
         b2=optim.b2,
         epsilon=optim.epsilon,

@@ -88,7 +88,7 @@ def attention(
 def fits_cudnn(query: Float[Array, "B T H K"], key: Float[Array, "B S H K"]) -> bool:
     """Whether cuDNN has a kernel for these shapes and types, on this device."""
     return (
-        jax.default_backend() == "gpu"
+        "cuda" in jax.devices()[0].client.platform_version
         and query.dtype == key.dtype == jnp.bfloat16
         and query.shape[1] % 2 == key.shape[1] % 2 == 0
         and query.shape[3] <= 128

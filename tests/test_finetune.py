@@ -24,7 +24,7 @@ from errors import UserError
 from models import heads
 from objectives.causal_lm import causal_lm
 from training.checkpoints import load_params, take_weights
-from training.metrics import MetricsWriter
+from training.metrics import MetricsWriter, read_metrics
 from training.step import term_means
 from training.task_metrics import is_constant
 
@@ -257,6 +257,53 @@ def test_too_little_memory_is_explained(tmp_path):
     said = str(caught.value)
     assert said.startswith("RESOURCE_EXHAUSTED: Out of memory")
     assert "activations, gradients" in said and "data.max_length" in said
+
+
+def layout_config(runs, mode="jit", **sizes):
+    """Without dropout, whose masks pmap draws otherwise; as many rows in any layout."""
+    config = topic_config(runs, data__packed=False, data__batch_size=8)
+    config.model.update(embedding_dropout=0.0, residual_dropout=0.0)
+    config.model.attention_dropout = 0.0
+    config.head.dropout = 0.0
+    # Gradients that are 0 but for rounding (of key biases) do not become whole updates.
+    config.optim.epsilon = 1e-2
+    config.run.update(parallel=mode, log_every_steps=1)
+    config.run.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | sizes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_device(runs):
+    folder = runs.folder / "one_device"
+    assert finetune.finetune(layout_config(runs), folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mode", "sizes"),
+    [
+        ("jit", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("jit", {"fsdp": 8}),
+        ("pmap", {"data": 8}),
+    ],
+)
+def test_every_layout_does_what_one_device_does(
+    mode, sizes, runs, one_device, tmp_path
+):
+    assert finetune.finetune(layout_config(runs, mode, **sizes), tmp_path) == 0
+
+    def seen(folder):
+        lines = (folder / "predictions_eval.jsonl").read_text().splitlines()
+        rows = read_metrics(folder / "metrics.jsonl")
+        return (
+            [row["train/loss"] for row in rows if "train/loss" in row],
+            [list(json.loads(line)["probabilities"].values()) for line in lines],
+        )
+
+    (losses, probabilities), expected = seen(tmp_path), seen(one_device)
+    assert len(set(losses)) == 4 and len(probabilities) == 16
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(probabilities, expected[1], rtol=1e-5)
 
 
 def test_frozen_groups_stay_and_others_move(runs, tmp_path):

@@ -294,3 +294,49 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     ]
     assert len(losses[0]) == 20
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+START = """
+import sys
+from jax import distributed
+from jax._src import xla_bridge
+import finetune, train
+from errors import UserError
+from training import parallel
+
+def note():
+    started = xla_bridge.backends_are_initialized() or distributed.is_initialized()
+    print("late" if started else "early")
+
+parallel.keep_freed_memory = note
+try:
+    {"train.py": train, "finetune.py": finetune}[sys.argv[1]].main(sys.argv[1:])
+except UserError as error:
+    assert "missing" in str(error), error
+assert xla_bridge.backends_are_initialized()
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train.py --config=configs/bert_mini.py --config.data.corpus=missing",
+        "train.py --config=configs/bert_mini.py --config.data.corpus=missing "
+        "--distributed",
+        "finetune.py --config=configs/finetune/topic.py --config.data.train=missing",
+    ],
+)
+def test_the_heap_is_set_before_jax_starts_its_threads(line, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    one_process = {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", START, *line.split(), f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | one_process | {"JAX_COORDINATOR_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("early\n")

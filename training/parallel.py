@@ -305,6 +305,7 @@ def join_processes() -> None:
     Raises:
       UserError: nothing says which processes there are, or they were not reached.
     """
+    keep_freed_memory()  # reaching the others starts jax's threads
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the loop's
 
     def number(name: str) -> int | None:
