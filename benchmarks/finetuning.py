@@ -1,10 +1,11 @@
 """Examples a second of fine-tuning, beside Hugging Face's Trainer.
 
     python -m benchmarks.finetuning --train=FILE.tsv --eval=FILE.tsv [--rounds=3]
-        [--peer_python=PYTHON] [--workdir=runs/finetuning_speed]
+        [--epochs=2] [--learning_rate=1e-4] [--peer_python=PYTHON]
+        [--workdir=runs/finetuning_speed]
 
 Both fine-tune one BERT of 6 layers x 384 (random weights) on the first `--examples`
-records (columns `text` and `label`), 32 a batch, in turns: AdamW, 1e-4, linear with
+records (columns `text` and `label`), 32 a batch, in turns: AdamW, a linear rate with
 warm-up over a tenth, decay 0.01, clipping at 1, dropout 0.1, float32. The Trainer pads
 each batch to its longest text (DataCollatorWithPadding). Rates are of the training loop
 alone: without start, compilation and evaluation. The peer needs torch, transformers and
@@ -19,17 +20,17 @@ import sys
 from pathlib import Path
 
 SIZES = {"num_layers": 6, "num_heads": 6, "hidden_size": 384, "ffn_size": 1536}
-EPOCHS, BATCH_SIZE, LEARNING_RATE, MAX_LENGTH = 2, 32, 1e-4, 96
+BATCH_SIZE, MAX_LENGTH = 32, 96
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.peer:
-        return globals()[f"peer_{arguments.peer}"](arguments.workdir)
+        return globals()[f"peer_{arguments.peer}"](arguments)
     prepare(arguments)
     ratios = []
     for number in range(arguments.rounds):
-        ours = measure_ours(arguments.workdir, number)
+        ours = measure_ours(arguments, number)
         peers = measure_peer(arguments)
         ratios.append(ours["examples_per_second"] / peers["examples_per_second"])
         print(f"round {number}: foreword {ours}\n  Trainer {peers}", flush=True)
@@ -44,6 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--eval")
     parser.add_argument("--examples", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--workdir", type=Path, default=Path("runs/finetuning_speed"))
     parser.add_argument("--peer", choices=("make", "train"), help=argparse.SUPPRESS)
@@ -82,7 +85,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     convert.import_model(str(workdir / "peer"), workdir / "start")
 
 
-def measure_ours(workdir: Path, number: int) -> dict[str, float]:
+def measure_ours(arguments: argparse.Namespace, number: int) -> dict[str, float]:
+    workdir = arguments.workdir
     folder = workdir / f"ours_{number}"
     command = [sys.executable, "finetune.py", "--config=configs/finetune/topic.py"]
     command += [f"--workdir={folder}", f"--config.init_from={workdir / 'start'}"]
@@ -91,9 +95,9 @@ def measure_ours(workdir: Path, number: int) -> dict[str, float]:
         "data.eval": workdir / "eval.jsonl",
         "data.max_length": MAX_LENGTH,
         "data.batch_size": BATCH_SIZE,
-        "optim.epochs": float(EPOCHS),
-        "optim.eval_every_epochs": float(EPOCHS),
-        "optim.learning_rate": LEARNING_RATE,
+        "optim.epochs": arguments.epochs,
+        "optim.eval_every_epochs": arguments.epochs,
+        "optim.learning_rate": arguments.learning_rate,
         "optim.groups": '((".*", {}),)',
         "run.log_every_steps": 10,
     }
@@ -122,18 +126,20 @@ def measure_peer(arguments: argparse.Namespace) -> dict[str, float]:
 
 def run_peer(arguments: argparse.Namespace, what: str) -> str:
     command = [arguments.peer_python, __file__, f"--peer={what}"]
-    command += [f"--workdir={arguments.workdir}"]
+    for name in ("workdir", "epochs", "learning_rate"):
+        command += [f"--{name}={getattr(arguments, name)}"]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 # In the peer's Python.
 
 
-def peer_make(workdir: Path) -> None:
+def peer_make(arguments: argparse.Namespace) -> None:
     """Saves a BERT with random weights."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 
+    workdir = arguments.workdir
     torch.manual_seed(0)
     sizes = json.loads((workdir / "sizes.json").read_text())
     config = BertConfig(
@@ -147,7 +153,7 @@ def peer_make(workdir: Path) -> None:
     BertForMaskedLM(config).save_pretrained(workdir / "peer")
 
 
-def peer_train(workdir: Path) -> None:
+def peer_train(arguments: argparse.Namespace) -> None:
     """Trains once; prints examples a second and accuracy as the last line."""
     import numpy as np
     from transformers import (
@@ -158,6 +164,7 @@ def peer_train(workdir: Path) -> None:
         TrainingArguments,
     )
 
+    workdir = arguments.workdir
     names = {"unk": "[UNK]", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(workdir / "peer" / "tokenizer.json"),
@@ -182,17 +189,17 @@ def peer_train(workdir: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(
         workdir / "peer", num_labels=len(labels)
     )
-    steps = -(-len(read("train")) // BATCH_SIZE) * EPOCHS
+    steps = -(-len(read("train")) // BATCH_SIZE) * arguments.epochs
     trainer = Trainer(
         model,
         TrainingArguments(
             output_dir=str(workdir / "trainer"),
             per_device_train_batch_size=BATCH_SIZE,
             per_device_eval_batch_size=BATCH_SIZE,
-            num_train_epochs=EPOCHS,
-            learning_rate=LEARNING_RATE,
+            num_train_epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
             weight_decay=0.01,
-            warmup_steps=steps // 10,
+            warmup_steps=round(steps / 10),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

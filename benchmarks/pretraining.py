@@ -355,10 +355,13 @@ def measure_input(
         module = bert_mini if case.family == "bert" else gpt_mini
         config = module.get_config("tiny" if arguments.tiny else "")
         config.data.update(batch_size=case.rows, sequence_length=case.length)
+        if case.family == "bert":
+            config.objective.max_predictions = case.predicted
         configs[config.name] = config
         rate, useful = input_pipeline.batches_per_second(config)
         times = f"{rate / fastest[case.label]:,.0f}" if case.label in fastest else "-"
-        write(f"| {config.name} | {rate:,.0f} | {useful:.1%} | {times} |")
+        name = f"{config.name}, {case.rows} rows of {case.length}"
+        write(f"| {name} | {rate:,.0f} | {useful:.1%} | {times} |")
     write("\n| text to shards | MB a second of one core |\n|---|---|")
     for name, config in configs.items():
         write(f"| {name} | {input_pipeline.megabytes_per_core_second(config):.2f} |")
