@@ -13,7 +13,6 @@ import platform
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -407,12 +406,12 @@ def unigram_entropy(split: Shards, tokenizer: Tokenizer, objective: str) -> floa
 
 
 def device_batches(
-    batches: Any, first: int, threads: int, rows: int, mesh: Mesh
+    batches: grain.MapDataset, first: int, threads: int, rows: int, mesh: Mesh
 ) -> Iterator[dict]:
-    """The batches of so many rows from step `first` on, on the devices."""
-    with closing(pretraining.prefetch(batches, first, threads)) as made_ahead:
-        for batch in made_ahead:
-            yield parallel.shard_batch(batch, rows, mesh)
+    """The batches of so many rows from step `first` on, which the threads that make
+    them put on the devices as well."""
+    placed = batches.map(lambda batch: parallel.shard_batch(batch, rows, mesh))
+    return pretraining.prefetch(placed, first, threads)
 
 
 def make_evaluate(
