@@ -115,6 +115,10 @@ class Corpus:
             yield from filter(None, map(str.strip, parts))
         self.fraction_read = 1.0
 
+    @functools.cached_property
+    def _python_docs(self) -> Path:
+        return _python_docs()  # looks at all packages each time
+
     def _records(self) -> Iterator[tuple[str, float]]:
         """Texts as they are stored, each with the fraction of the input behind it."""
         if self.source == "pydoc_topics":
@@ -124,7 +128,7 @@ class Corpus:
         elif self.source.startswith("tfds:"):
             yield from _tfds_records(self.source.removeprefix("tfds:"), self.text_field)
         elif self.source == "python_docs":
-            yield from _file_records([_python_docs()], self.text_field, "blank_line")
+            yield from _file_records([self._python_docs], self.text_field, "blank_line")
         else:
             paths = _matching_files(self.source)
             yield from _file_records(paths, self.text_field, self.document_boundary)
@@ -143,7 +147,7 @@ class Corpus:
             content = "\n\n".join(_pydoc_topics()).encode()
             identity["content"] = hashlib.blake2b(content, digest_size=16).hexdigest()
         elif self.source == "python_docs":
-            content = _python_docs().read_bytes()
+            content = self._python_docs.read_bytes()
             identity["content"] = hashlib.blake2b(content, digest_size=16).hexdigest()
         elif self.source.startswith("tfds:"):
             builder, split = tfds_builder(self.source.removeprefix("tfds:"))
@@ -247,9 +251,12 @@ def _decompressed(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedRe
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Line number from 1, line without its end, bytes of the file consumed so far."""
+    """Line number from 1, line without its end, about how many bytes are read."""
     with _decompressed(path) as (stream, raw):
+        position = 0
         for number, line in enumerate(stream, 1):
+            if number % 64 == 0:  # asking costs as much as reading a line
+                position = raw.tell()
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -260,7 +267,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, int]]:
                 ) from error
             if number == 1:
                 text = text.removeprefix("\ufeff")  # byte order mark of Windows editors
-            yield number, text.rstrip("\r\n"), raw.tell()
+            yield number, text.rstrip("\r\n"), position
 
 
 def _text_records(path: Path, document_boundary: str) -> Iterator[tuple[str, int]]:
