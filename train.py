@@ -143,6 +143,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             log_every_steps=config.run.log_every_steps,
             eval_every_steps=config.run.eval_every_steps,
             save_every_minutes=config.run.save_every_minutes,
+            criterion=lambda values: values["loss"],
+            patience=0,
         )
     writer.close()
     checkpoints.close()

@@ -66,6 +66,7 @@ def run(
                 log_every_steps=1,
                 eval_every_steps=eval_every_steps,
                 save_every_minutes=10.0,
+                criterion=lambda values: values["loss"],
                 patience=patience,
             )
     finally:

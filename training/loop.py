@@ -68,10 +68,6 @@ def sum_terms(terms: list[dict[str, Term]]) -> dict[str, Term]:
     )
 
 
-def held_out_loss(values: dict[str, float]) -> float:
-    return values["loss"]
-
-
 def fit(
     state: TrainState,
     batches: Iterator[dict],
@@ -87,8 +83,8 @@ def fit(
     log_every_steps: int,
     eval_every_steps: int,
     save_every_minutes: float,
-    criterion: Callable[[dict[str, float]], float] = held_out_loss,
-    patience: int = 0,
+    criterion: Callable[[dict[str, float]], float],
+    patience: int,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`, or until `stop` receives a signal.
 
