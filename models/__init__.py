@@ -1,78 +1,121 @@
-"""The model families that a config's `model.family` can name."""
+"""The families that a config's `model.family` can name, and a model ready for use."""
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
+from flax import linen as nn
 
-from errors import UserError
-from models.bert import Bert
-from models.gpt import Gpt
+from models import bert, gpt
+from models.family import Family, Fields
+from models.transformer import padded_size
 
-FAMILIES = {"bert": Bert, "gpt": Gpt}
+FAMILIES: dict[str, Family] = {"bert": bert.FAMILY, "gpt": gpt.FAMILY}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# Which mesh axes cut the axes of a parameter, by its path; the first match wins, and
-# what is not here is small and stays whole. `tensor` cuts between the two products of a
-# branch, by heads or by inner units (Shoeybi et al. 2019, section 3), and the
-# vocabulary; `fsdp` cuts the width of the residual stream.
-PLACEMENT = (
-    (r"embeddings/token/embedding", PartitionSpec("tensor", "fsdp")),
-    (r"embeddings/.*/embedding", PartitionSpec(None, "fsdp")),
-    (r"layer_\d+/.*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
-    (r"layer_\d+/.*/(query|key|value|up)/bias", PartitionSpec("tensor")),
-    (r"layer_\d+/.*/(output|down)/kernel", PartitionSpec("tensor", "fsdp")),
-    (r"masked_lm/bias", PartitionSpec("tensor")),
-    (r".*/kernel", PartitionSpec("fsdp")),
-)
-CUT_SIZES = {
-    "fsdp": ("hidden_size",),
-    "tensor": ("vocab_size", "num_heads", "ffn_size"),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A module, and the arrays of a batch that it reads, as far as they are there."""
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+
+    def init(self, key: Any, batch: Mapping[str, Any]) -> Any:
+        """Fresh parameters, float32; of the batch only the shapes matter."""
+        return self.module.init(key, **self._read(batch))["params"]
+
+    def apply(
+        self, params: Any, batch: Mapping[str, Any], dropout_key: Any = None
+    ) -> dict:
+        """The outputs for a batch; without a key dropout is off.
+
+        Dropout draws by the numbers in `batch["rows"]`, where a batch is a part of
+        another, or else by 0, 1, ...
+        """
+        if dropout_key is None:
+            return self.module.apply({"params": params}, **self._read(batch))
+        rows = batch["rows"] if "rows" in batch else jnp.arange(len(batch["tokens"]))
+        return self.module.apply(
+            {"params": params},
+            **self._read(batch),
+            dropout_rows=rows,
+            rngs={"dropout": dropout_key},
+        )
+
+    def _read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: batch[name] for name in self.inputs if name in batch}
 
 
-def build(
-    fields: dict[str, Any],
-    precision: str,
-    remat: str = "none",
-    fused_attention: bool = False,
-) -> Bert | Gpt:
-    """The model with these fields, `family` aside; matrix products in `precision`.
+def family_of(fields: Fields) -> Family:
+    return FAMILIES[fields["family"]]
+
+
+def build(fields: Fields, remat: str = "none", fused_attention: bool = False) -> Model:
+    """The model with these fields of a config.
 
     `remat` names what is kept for the backward pass, of `transformer.REMAT`;
     `fused_attention` is that of `attention.attention`.
-
-    Raises:
-      UserError: an unknown family, precision or field.
     """
-    fields = dict(fields)
-    family = fields.pop("family")
-    for name, value, known in (
-        ("model.family", family, FAMILIES),
-        ("run.precision", precision, PRECISIONS),
-    ):
-        if value not in known:
-            raise UserError(f"{name}={value!r} is not known: use {' or '.join(known)}")
-    try:
-        return FAMILIES[family](
-            **fields,
-            dtype=PRECISIONS[precision],
-            remat=remat,
-            fused_attention=fused_attention,
-        )
-    except TypeError as error:
-        raise UserError(f"model: {error}") from error
+    family = family_of(fields)
+    own = {name: fields[name] for name in fields if name not in ("family", "precision")}
+    module = family.module(
+        **own,
+        dtype=PRECISIONS[fields["precision"]],
+        remat=remat,
+        fused_attention=fused_attention,
+    )
+    return Model(module, family.inputs)
 
 
-def check_cuts(fields: Mapping[str, Any], mesh: Mapping[str, int]) -> None:
-    """Raises UserError where an axis of the mesh, by its size, cannot cut a model."""
-    for axis, names in CUT_SIZES.items():
-        for name in names:
-            if fields[name] % mesh[axis]:
-                larger = -(-fields[name] // mesh[axis]) * mesh[axis]
-                raise UserError(
-                    f"model.{name}={fields[name]} does not divide over run.mesh."
-                    f"{axis}={mesh[axis]}: use a divisor of it there or, for a new "
-                    f"model, model.{name}={larger}"
-                )
+def outputs_of(fields: Fields) -> set[str]:
+    """What the model with these fields can predict."""
+    outputs = family_of(fields).outputs
+    return {
+        name
+        for name, needed in outputs.items()
+        if all(fields[field] == value for field, value in needed.items())
+    }
+
+
+def only_with(fields: Fields, outputs: tuple[str, ...]) -> dict[str, Any]:
+    """The fields without the heads of pre-training, but for those of some outputs."""
+    family = family_of(fields)
+    heads = {name: False for needed in family.outputs.values() for name in needed}
+    for output in outputs:
+        heads |= family.outputs[output]
+    return {**fields, **heads}
+
+
+def cut_vocabulary(flat: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Arrays by path, without the rows that pad the vocabulary."""
+    size = fields["vocab_size"]
+    return {
+        path: array[:size] if has_vocabulary(path, fields) else array
+        for path, array in flat.items()
+    }
+
+
+def fill_vocabulary(
+    flat: Mapping[str, np.ndarray], fields: Fields
+) -> dict[str, np.ndarray]:
+    """NumPy arrays by path, with the rows of 0 that pad the vocabulary."""
+    size = padded_size(fields["vocab_size"])
+
+    def filled(array: np.ndarray) -> np.ndarray:
+        room = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array, room)
+
+    return {
+        path: filled(array) if has_vocabulary(path, fields) else array
+        for path, array in flat.items()
+    }
+
+
+def has_vocabulary(path: str, fields: Fields) -> bool:
+    """Whether the first axis of a parameter is the vocabulary."""
+    patterns = family_of(fields).vocabulary
+    return any(re.fullmatch(pattern, path) for pattern in patterns)

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from flax.linen.initializers import Initializer
 from jax import lax
 from jax.typing import DTypeLike
@@ -17,36 +18,54 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 KeyValues = dict[str, Float[Array, "B S H K"]]  # {"key": ..., "value": ...}
 
 
-def causal_mask(
-    query_index: Int[Array, " T"], key_index: Int[Array, " S"]
-) -> Bool[Array, "1 1 T S"]:
-    """True where the key is the query itself or stands before it."""
-    return (key_index[None, :] <= query_index[:, None])[None, None]
+@struct.dataclass
+class Mask:
+    """Which keys a query sees, said so that a fused kernel need not be given [B, T, S].
+
+    A query sees the keys of its own segment that are no padding (segment 0); where
+    `causal`, of those itself and what stands before it.
+
+    Attributes:
+        query_segments, key_segments: the documents that rows are packed with; None:
+            a row is one document without padding.
+        start: place of the first query among the keys.
+    """
+
+    query_segments: Int[Array, "B T"] | None
+    key_segments: Int[Array, "B S"] | None
+    start: Int[Array, ""] | int
+    causal: bool = struct.field(pytree_node=False)
+
+    def dense(self, queries: int, keys: int) -> Bool[Array, "#B 1 #T S"]:
+        """True where query [T] sees key [S]."""
+        mask = jnp.ones((1, 1, 1, keys), bool)
+        if self.causal:
+            place = self.start + jnp.arange(queries)
+            mask = (jnp.arange(keys)[None, :] <= place[:, None])[None, None]
+        if self.query_segments is None or self.key_segments is None:
+            return mask
+        is_own = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+        is_token = self.key_segments > 0
+        return mask & (is_own & is_token[:, None, :])[:, None]
 
 
-def padding_mask(key_segments: Int[Array, "B S"]) -> Bool[Array, "B 1 1 S"]:
-    """True where the key is a real token (segment 0 is padding)."""
-    return (key_segments > 0)[:, None, None, :]
-
-
-def segment_mask(
-    query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]
-) -> Bool[Array, "B 1 T S"]:
-    """True where query and key belong to the same packed document."""
-    return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
-
-
-def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def random_bits(
+    key: PRNGKeyArray, shape: tuple[int, ...], rows: Int[Array, " B"] | None = None
+) -> UInt32[Array, "..."]:
     """32 random bits an element: a hash of the element's index, seeded by `key`.
 
     The finalizer of MurmurHash3 with two words of the key mixed in. On a CPU threefry
     took an eighth of a training step; this fuses into its consumer, and depends on the
-    index alone, so it is the same on any number of devices.
+    index alone: the number of the row, of `rows` or else counted from 0, and the place
+    in it. So it is the same on any number of devices and in any micro-batches.
     """
     seed = jax.random.bits(key, (2,), jnp.uint32)
     index, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        place = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        if axis == 0 and rows is not None:
+            place = rows.astype(jnp.uint32).reshape(-1, *[1] * (len(shape) - 1))
+        index += place * jnp.uint32(stride)
         stride = stride * shape[axis] % 2**32
     bits = (index ^ seed[0]) * jnp.uint32(0x9E3779B1)
     bits = ((bits ^ (bits >> 15)) + seed[1]) * jnp.uint32(0x85EBCA6B)
@@ -55,12 +74,18 @@ def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "...
 
 
 def dropout(
-    values: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None
+    values: Float[Array, "*shape"],
+    rate: float,
+    key: PRNGKeyArray | None,
+    rows: Int[Array, " B"] | None = None,
 ) -> Float[Array, "*shape"]:
-    """Zero elements with probability `rate`, scale the others; `None` turns it off."""
+    """Zero elements with probability `rate`, scale the others; no key turns it off.
+
+    `rows` numbers what lies along the first axis, see `random_bits`.
+    """
     if key is None or rate == 0:
         return values
-    keep = random_bits(key, values.shape) >= jnp.uint32(round(rate * 2**32))
+    keep = random_bits(key, values.shape, rows) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, values / (1 - rate), 0)
 
 
@@ -68,12 +93,13 @@ def attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H K"],
-    mask: Bool[Array, "#B 1 #T S"],
-    dropout_rate: float,
-    dropout_key: PRNGKeyArray | None,
+    mask: Mask,
+    dropout_rate: float = 0.0,
+    dropout_key: PRNGKeyArray | None = None,
+    dropout_rows: Int[Array, " B"] | None = None,
     fused: bool = False,
 ) -> Float[Array, "B T H K"]:
-    """softmax(query . key / sqrt(K)) . value over the keys where `mask` is True.
+    """softmax(query . key / sqrt(K)) . value over the keys that `mask` lets be seen.
 
     A query with no key to see gets zeros, and sends no gradient. With `fused` it is one
     kernel of cuDNN where that has one for the arguments; both give the same up to
@@ -82,7 +108,9 @@ def attention(
     drops = dropout_key is not None and dropout_rate > 0
     if fused and not drops and fits_cudnn(query, key):
         return fused_attention(query, key, value, mask, "cudnn")
-    return plain_attention(query, key, value, mask, dropout_rate, dropout_key)
+    return plain_attention(
+        query, key, value, mask, dropout_rate, dropout_key, dropout_rows
+    )
 
 
 def fits_cudnn(query: Float[Array, "B T H K"], key: Float[Array, "B S H K"]) -> bool:
@@ -100,16 +128,21 @@ def fused_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H K"],
-    mask: Bool[Array, "#B 1 #T S"],
+    mask: Mask,
     implementation: str,
 ) -> Float[Array, "B T H K"]:
     """Attention without dropout by jax.nn; "xla" for `implementation` runs anywhere."""
-    shape = (query.shape[0], 1, query.shape[1], key.shape[1])
-    mask = jnp.broadcast_to(mask, shape)
+    if mask.query_segments is None and query.shape[1] == key.shape[1]:
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=mask.causal, implementation=implementation
+        )
+    # jax.nn's call of cuDNN takes lengths of rows, but not the segments within them.
+    dense = mask.dense(query.shape[1], key.shape[1])
+    dense = jnp.broadcast_to(dense, (len(query), 1, query.shape[1], key.shape[1]))
     output = jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation=implementation
+        query, key, value, mask=dense, implementation=implementation
     )
-    sees_a_key = mask.any(-1)[:, 0, :, None, None]  # else it got the mean of all values
+    sees_a_key = dense.any(-1)[:, 0, :, None, None]  # else it got the mean of all
     return jnp.where(sees_a_key, output, 0)
 
 
@@ -117,22 +150,24 @@ def plain_attention(
     query: Float[Array, "B T H K"],
     key: Float[Array, "B S H K"],
     value: Float[Array, "B S H K"],
-    mask: Bool[Array, "#B 1 #T S"],
+    mask: Mask,
     dropout_rate: float,
     dropout_key: PRNGKeyArray | None,
+    dropout_rows: Int[Array, " B"] | None,
 ) -> Float[Array, "B T H K"]:
     """Attention written out: softmax in float32, dropout on its probabilities."""
+    is_seen = mask.dense(query.shape[1], key.shape[1])
     scores = jnp.einsum(
         "bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32
     ) / math.sqrt(query.shape[-1])
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.where(is_seen, scores, jnp.finfo(jnp.float32).min)
     largest = lax.stop_gradient(scores.max(-1, keepdims=True))
-    weights = jnp.where(mask, jnp.exp(scores - largest), 0)
+    weights = jnp.where(is_seen, jnp.exp(scores - largest), 0)
     total = weights.sum(-1, keepdims=True)
     # Dividing the short output rows by `total` is cheaper than dividing the weights.
     output = jnp.einsum(
         "bhts,bshk->bthk",
-        dropout(weights, dropout_rate, dropout_key).astype(value.dtype),
+        dropout(weights, dropout_rate, dropout_key, dropout_rows).astype(value.dtype),
         value,
         preferred_element_type=jnp.float32,
     )
@@ -155,14 +190,13 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "B T D"],
-        mask: Bool[Array, "#B 1 #T S"],
+        mask: Mask,
         cache: KeyValues | None,
-        cache_index: Int[Array, ""] | None,
-        *,
-        deterministic: bool,
+        dropout_rows: Int[Array, " B"] | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
-        """With a cache, keys and values are written into it at `cache_index` on and
-        attention runs over its whole length S; without, S = T. Returns the cache."""
+        """With a cache, keys and values are written into it at `mask.start` on and
+        attention runs over its whole length S; without, S = T. Returns the cache.
+        Dropout is off without `dropout_rows`."""
 
         def project(name: str) -> Float[Array, "B T H K"]:
             dense = nn.Dense(
@@ -177,17 +211,22 @@ class SelfAttention(nn.Module):
 
         query, key, value = project("query"), project("key"), project("value")
         if cache is not None:
-            assert cache_index is not None
             key, value = (
                 lax.dynamic_update_slice_in_dim(
-                    cache[name], new.astype(cache[name].dtype), cache_index, axis=1
+                    cache[name], new.astype(cache[name].dtype), mask.start, axis=1
                 )
                 for name, new in (("key", key), ("value", value))
             )
             cache = {"key": key, "value": value}
-        dropout_key = None if deterministic else self.make_rng("dropout")
         attended = attention(
-            query, key, value, mask, self.dropout_rate, dropout_key, self.fused
+            query,
+            key,
+            value,
+            mask,
+            self.dropout_rate,
+            None if dropout_rows is None else self.make_rng("dropout"),
+            dropout_rows,
+            self.fused,
         )
         output = nn.Dense(
             hidden.shape[-1],

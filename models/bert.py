@@ -5,21 +5,35 @@ run_pretraining.py. Post-LN. The [PAD] row of the word table is learned, as in t
 release. Its activation was "gelu_erf" at first and "gelu_tanh" from February 2019.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import Initializer, normal, truncated_normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from errors import UserError
-from models.attention import dropout, padding_mask, segment_mask
+from models.attention import Mask, dropout
+from models.family import Family, TextFrame
 from models.transformer import (
-    activate,
+    ACTIVATIONS,
+    CUT_SIZES,
+    DROPOUTS,
+    PLACEMENT,
+    SETTINGS,
+    TINY,
+    Prediction,
     block_with_remat,
     check_length,
+    depth,
+    forward_flops,
     layer_norm,
-    tied_logits,
+    padded_size,
+    without_padding,
+    word_table,
 )
+from settings import Setting
 
 
 class BertEmbeddings(nn.Module):
@@ -39,8 +53,7 @@ class BertEmbeddings(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         token_types: Int[Array, "B T"],
-        *,
-        deterministic: bool,
+        dropout_rows: Int[Array, " B"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
         """Returns the embedded tokens and the word table, which the MLM head shares."""
 
@@ -49,42 +62,58 @@ class BertEmbeddings(nn.Module):
                 rows, self.hidden_size, embedding_init=self.embedding_init, name=name
             ).embedding
 
-        words = table(self.vocab_size, "token")
+        words = word_table(self.vocab_size, self.hidden_size, self.embedding_init)
         hidden = words[tokens]
         hidden += table(self.max_positions, "position")[positions]
         hidden += table(self.num_token_types, "token_type")[token_types]
         hidden = layer_norm(self.norm_epsilon, "norm")(hidden)
-        key = None if deterministic else self.make_rng("dropout")
-        return dropout(hidden, self.dropout_rate, key), words
+        key = None if dropout_rows is None else self.make_rng("dropout")
+        return dropout(hidden, self.dropout_rate, key, dropout_rows), words
 
 
 class MaskedLmHead(nn.Module):
-    """dense, activation, layer norm; next the word table and the bias returned."""
+    """dense, activation, layer norm; then the word table, and a bias of its own."""
 
+    vocab_size: int
     activation: str
     norm_epsilon: float
     kernel_init: Initializer
     dtype: DTypeLike
 
-    vocab_size: int
-
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "B P D"]
-    ) -> tuple[Float[Array, "B P D"], Float[Array, " V"]]:
+        self, hidden: Float[Array, "B P D"], table: Float[Array, "V D"]
+    ) -> Prediction:
         hidden = nn.Dense(
             hidden.shape[-1],
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="transform",
         )(hidden)
-        hidden = activate(self.activation, hidden)
+        hidden = ACTIVATIONS[self.activation](hidden)
         hidden = layer_norm(self.norm_epsilon, "norm")(hidden)
-        return hidden, self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        size = padded_size(self.vocab_size)
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        return Prediction(hidden, table, without_padding(bias, self.vocab_size))
+
+
+class NextSentenceHead(nn.Module):
+    """Whether B follows A (0) or is random text (1): one dense layer, in float32."""
+
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "B D"]) -> Prediction:
+        kernel = self.param("kernel", self.kernel_init, (pooled.shape[-1], 2))
+        bias = self.param("bias", nn.initializers.zeros, (2,))
+        return Prediction(pooled.astype(jnp.float32), kernel.T, bias)
 
 
 class Bert(nn.Module):
-    """Bidirectional encoder; each head exists only if its field says so."""
+    """Bidirectional encoder; each head exists only if its field says so.
+
+    The next-sentence head reads the pooled vector, so it needs the pooler.
+    """
 
     vocab_size: int
     max_positions: int
@@ -103,10 +132,15 @@ class Bert(nn.Module):
     truncated_init: bool  # cut at two init_std, as published; False: plain normal
     pooler: bool
     masked_lm_head: bool
-    next_sentence_head: bool  # reads the pooled vector, so it needs `pooler`
+    next_sentence_head: bool
     dtype: DTypeLike = jnp.float32  # of the matrix products; parameters are float32
     remat: str = "none"  # see `block_with_remat`
     fused_attention: bool = False  # see `attention`
+
+    @property
+    def kernel_init(self) -> Initializer:
+        init = truncated_normal if self.truncated_init else normal
+        return init(self.init_std)
 
     @nn.compact
     def __call__(
@@ -116,30 +150,26 @@ class Bert(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         predict_positions: Int[Array, "B P"] | None = None,
-        *,
-        deterministic: bool,
+        dropout_rows: Int[Array, " B"] | None = None,
     ) -> dict:
         """Returns "hidden" [B, T, D] and "hidden_layers" (the embedded tokens, then
-        every layer's output), and as the heads are there "pooled" [B, D], "logits"
-        [B, P, V] float32 and "next_sentence_logits" [B, 2] float32. What the logits are
-        made of is there, too: "logits_hidden" [B, P, D], "logits_table" [V, D] and
-        "logits_bias" [V].
+        every layer's output), and as the heads are there "pooled" [B, D] and the
+        predictions "masked_lm" [B, P, V] and "next_sentence" [B, 2].
 
-        Missing `segment_ids` are all 1, `positions` count from 0, `token_types` are 0;
-        without `predict_positions` every position is predicted (P = T).
+        Missing `segment_ids` mean one document a row, `positions` count from 0,
+        `token_types` are 0; without `predict_positions` every position is predicted
+        (P = T). `dropout_rows` numbers the rows that dropout draws for; without it
+        dropout is off.
         """
         length = tokens.shape[1]
         if positions is None:  # rows of several short examples may be longer
             check_length(length, self.max_positions)
-        if segment_ids is None:
-            segment_ids = jnp.ones(tokens.shape, jnp.int32)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
         if token_types is None:
             token_types = jnp.zeros(tokens.shape, jnp.int32)
-        mask = padding_mask(segment_ids) & segment_mask(segment_ids, segment_ids)
-        init = truncated_normal if self.truncated_init else normal
-        kernel_init = init(self.init_std)
+        mask = Mask(segment_ids, segment_ids, 0, causal=False)
+        kernel_init = self.kernel_init
 
         hidden, table = BertEmbeddings(
             self.vocab_size,
@@ -150,7 +180,7 @@ class Bert(nn.Module):
             self.embedding_dropout,
             kernel_init,
             name="embeddings",
-        )(tokens, positions, token_types, deterministic=deterministic)
+        )(tokens, positions, token_types, dropout_rows)
         hidden_layers = [hidden]
         block = block_with_remat(self.remat)
         for i in range(self.num_layers):
@@ -168,7 +198,7 @@ class Bert(nn.Module):
                 kernel_init,
                 self.dtype,
                 name=f"layer_{i}",
-            )(hidden, mask, None, None, deterministic)
+            )(hidden, mask, None, dropout_rows)
             hidden_layers.append(hidden)
         output = {"hidden": hidden, "hidden_layers": tuple(hidden_layers)}
 
@@ -181,33 +211,54 @@ class Bert(nn.Module):
             )(hidden[:, 0])
             output["pooled"] = jnp.tanh(first)
         if self.next_sentence_head:
-            if not self.pooler:
-                raise UserError(
-                    "model.next_sentence_head is True but model.pooler is False; the "
-                    "head reads the pooled vector: set model.pooler to True"
-                )
-            output["next_sentence_logits"] = nn.Dense(
-                2, kernel_init=kernel_init, dtype=jnp.float32, name="next_sentence"
-            )(output["pooled"])
+            head = NextSentenceHead(kernel_init, name="next_sentence")
+            output["next_sentence"] = head(output["pooled"])
         if self.masked_lm_head:
             # Gathering first keeps the product with the vocabulary six times smaller.
             if predict_positions is not None:
                 hidden = jnp.take_along_axis(
                     hidden, predict_positions[:, :, None], axis=1
                 )
-            hidden, bias = MaskedLmHead(
+            output["masked_lm"] = MaskedLmHead(
+                self.vocab_size,
                 self.activation,
                 self.norm_epsilon,
                 kernel_init,
                 self.dtype,
-                self.vocab_size,
                 name="masked_lm",
-            )(hidden)
-            table = table.astype(self.dtype)
-            output |= {
-                "logits": tied_logits(hidden, table, bias),
-                "logits_hidden": hidden,
-                "logits_table": table,
-                "logits_bias": bias,
-            }
+            )(hidden, table.astype(self.dtype))
         return output
+
+
+def pooler(fields: Mapping[str, Any]) -> str:
+    return "base" if fields["pooler"] else "new"
+
+
+FAMILY = Family(
+    module=Bert,
+    inputs=("tokens", "segment_ids", "positions", "token_types", "predict_positions"),
+    sees=("both",),
+    outputs={
+        "masked_lm": {"masked_lm_head": True},
+        "next_sentence": {"next_sentence_head": True, "pooler": True},
+    },
+    frame=TextFrame("cls", "sep", "sep", readout="first"),  # BERT, section 3.2
+    pooler=pooler,
+    initializer=lambda model: model.kernel_init,
+    vocabulary=(r"embeddings/token/embedding", r"masked_lm/bias"),
+    placement=PLACEMENT,
+    cut_sizes=CUT_SIZES,
+    pretraining_only=r"(masked_lm|next_sentence|pooler)/.*",
+    depth=depth,
+    forward_flops=forward_flops,
+    dropouts=DROPOUTS,
+    settings=(
+        *SETTINGS,
+        Setting("model.num_token_types", int, "Sides of a pair: 2.", at_least=1),
+        Setting("model.truncated_init", bool, "Fresh kernels cut at two init_std."),
+        Setting("model.pooler", bool, "Dense layer and tanh on [CLS]."),
+        Setting("model.masked_lm_head", bool, "Predicts masked words."),
+        Setting("model.next_sentence_head", bool, "Predicts whether B follows A."),
+    ),
+    tiny=TINY,
+)

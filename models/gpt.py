@@ -16,8 +16,24 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.attention import causal_mask, dropout, padding_mask, segment_mask
-from models.transformer import block_with_remat, check_length, layer_norm, tied_logits
+from models.attention import Mask, dropout
+from models.family import Family, TextFrame
+from models.transformer import (
+    CUT_SIZES,
+    DROPOUTS,
+    PLACEMENT,
+    SETTINGS,
+    TINY,
+    Prediction,
+    block_with_remat,
+    check_length,
+    depth,
+    forward_flops,
+    layer_norm,
+    without_padding,
+    word_table,
+)
+from settings import Setting
 
 
 class GptEmbeddings(nn.Module):
@@ -36,16 +52,10 @@ class GptEmbeddings(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        *,
-        deterministic: bool,
+        dropout_rows: Int[Array, " B"] | None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"]]:
         """Returns the sum and the word table that is to make the logits."""
-        table = nn.Embed(
-            self.vocab_size,
-            self.hidden_size,
-            embedding_init=normal(self.init_std),
-            name="token",
-        ).embedding
+        table = word_table(self.vocab_size, self.hidden_size, normal(self.init_std))
         position_table = nn.Embed(
             self.max_positions,
             self.hidden_size,
@@ -53,16 +63,18 @@ class GptEmbeddings(nn.Module):
             name="position",
         ).embedding
 
-        def drop(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-            key = None if deterministic else self.make_rng("dropout")
-            return dropout(values, self.dropout_rate, key)
+        def drop(
+            values: Float[Array, "*shape"], rows: Int[Array, " B"] | None = None
+        ) -> Float[Array, "*shape"]:
+            key = None if dropout_rows is None else self.make_rng("dropout")
+            return dropout(values, self.dropout_rate, key, rows)
 
         if self.table_dropout:
             # GPT-1's release drops elements of the tables themselves: the same ones for
             # every occurrence of a word in the batch, and in the softmax as well.
             table, position_table = drop(table), drop(position_table)
             return table[tokens] + position_table[positions], table
-        return drop(table[tokens] + position_table[positions]), table
+        return drop(table[tokens] + position_table[positions], dropout_rows), table
 
 
 class Gpt(nn.Module):
@@ -117,40 +129,33 @@ class Gpt(nn.Module):
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-        *,
-        deterministic: bool,
+        dropout_rows: Int[Array, " B"] | None = None,
         cache: dict | None = None,
     ) -> dict:
-        """Returns {"hidden": [B, T, D], "logits": [B, T, V] float32}, and what the
-        logits are made of: "logits_hidden" [B, T, D], "logits_table" [V, D]
-        and "logits_bias" (None).
+        """Returns "hidden" [B, T, D] and the prediction "causal_lm" [B, T, V].
 
-        Missing `segment_ids` are all 1, missing `positions` count from 0. With `cache`
-        (of `empty_cache`) the tokens continue what it holds, missing positions count
-        from its index, and "cache" is returned too; the caller sees to it that it does
-        not overflow. Prompts of unequal length are padded on the left with segment 0,
-        and come with their positions.
+        Missing `segment_ids` mean one document a row, missing `positions` count from 0.
+        `dropout_rows` numbers the rows that dropout draws for; without it dropout is
+        off. With `cache` (of `empty_cache`) the tokens continue what it holds, missing
+        positions count from its index, and "cache" is returned too; the caller sees to
+        it that it does not overflow. Prompts of unequal length are padded on the left
+        with segment 0, and come with their positions.
         """
         length = tokens.shape[1]
         if positions is None:  # rows of several short examples may be longer
             check_length(length, self.max_positions)
         start = jnp.int32(0) if cache is None else cache["index"]
-        index = start + jnp.arange(length, dtype=jnp.int32)
-        if segment_ids is None:
-            segment_ids = jnp.ones(tokens.shape, jnp.int32)
         if positions is None:
+            index = start + jnp.arange(length, dtype=jnp.int32)
             positions = jnp.broadcast_to(index[None], tokens.shape)
-        key_segments, key_index = segment_ids, index
+        key_segments = segment_ids
         if cache is not None:
+            if segment_ids is None:
+                segment_ids = jnp.ones(tokens.shape, jnp.int32)
             key_segments = lax.dynamic_update_slice_in_dim(
                 cache["segment_ids"], segment_ids, start, axis=1
             )
-            key_index = jnp.arange(key_segments.shape[1], dtype=jnp.int32)
-        mask = (
-            causal_mask(index, key_index)
-            & padding_mask(key_segments)
-            & segment_mask(segment_ids, key_segments)
-        )
+        mask = Mask(segment_ids, key_segments, start, causal=True)
 
         hidden, table = GptEmbeddings(
             self.vocab_size,
@@ -161,7 +166,7 @@ class Gpt(nn.Module):
             self.init_std,
             self.position_init_std,
             name="embeddings",
-        )(tokens, positions, deterministic=deterministic)
+        )(tokens, positions, dropout_rows)
         output_std = self.init_std
         if self.residual_scaling:
             output_std /= math.sqrt(2 * self.num_layers)
@@ -183,21 +188,44 @@ class Gpt(nn.Module):
                 normal(output_std),
                 self.dtype,
                 name=name,
-            )(
-                hidden,
-                mask,
-                None if cache is None else cache[name],
-                None if cache is None else start,
-                deterministic,
-            )
+            )(hidden, mask, None if cache is None else cache[name], dropout_rows)
         if self.pre_norm:
             hidden = layer_norm(self.norm_epsilon, "final_norm")(hidden)
-        table = table.astype(self.dtype)
+        bias = without_padding(None, self.vocab_size)
         output = {
             "hidden": hidden,
-            "logits": tied_logits(hidden, table, None),
-            "logits_hidden": hidden,
-            "logits_table": table,
-            "logits_bias": None,
+            "causal_lm": Prediction(hidden, table.astype(self.dtype), bias),
         }
         return output if cache is None else {**output, "cache": new_cache}
+
+
+FAMILY = Family(
+    module=Gpt,
+    inputs=("tokens", "segment_ids", "positions"),
+    sees=("left",),
+    outputs={"causal_lm": {}},
+    # GPT-1, section 3.3
+    frame=TextFrame("start", "delimiter", "extract", readout="last"),
+    pooler=lambda _: "none",
+    initializer=lambda model: normal(model.init_std),
+    vocabulary=(r"embeddings/token/embedding",),
+    placement=PLACEMENT,
+    cut_sizes=CUT_SIZES,
+    pretraining_only=r"(?!)",  # its table is its head
+    depth=depth,
+    forward_flops=forward_flops,
+    dropouts=DROPOUTS,
+    settings=(
+        *SETTINGS,
+        Setting("model.pre_norm", bool, "Norm before each branch; False: GPT-1's."),
+        Setting("model.table_dropout", bool, "Embedding dropout on the tables."),
+        Setting(
+            "model.position_init_std",
+            float,
+            "Standard deviation of the fresh table of positions.",
+            more_than=0,
+        ),
+        Setting("model.residual_scaling", bool, "Branches start smaller with depth."),
+    ),
+    tiny=TINY,
+)

@@ -6,93 +6,46 @@ the base's parameters keep the paths that they have in pre-training.
 Axes: B rows, T tokens, E examples in a row, R readout positions, K outputs, D width.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import Initializer, normal, truncated_normal
+from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 import models
 from models.attention import dropout
-from models.bert import Bert
-from models.gpt import Gpt
-
-# Of `model` in a config -> which transformation of the input it reads.
-FAMILIES = {"bert": "encoder", "gpt": "decoder"}
-# An encoder's fields without its pre-training heads. The pooler is one of them: it
-# pools the first position of a row, not of an example.
-NO_HEADS = {"pooler": False, "masked_lm_head": False, "next_sentence_head": False}
-# The arrays of a batch that a model reads, as far as they are there.
-MODEL_INPUTS = (
-    "tokens",
-    "segment_ids",
-    "positions",
-    "token_types",
-    "readout_positions",
-    "example_segments",
-    "predict_positions",
-)
-
-# Takes a position out of a softmax; finite, so that a slot that shows nothing has a
-# finite loss, which its weight makes 0.
-MASKED_SCORE = -1e30
+from models.family import Fields
 
 
-class ReadoutHead(nn.Module):
-    """Scores of single vectors: [pooler], dropout, dense layer."""
+class Head(nn.Module):
+    """Scores of vectors: [pooler], dropout, dense layer in float32."""
 
     num_outputs: int
-    new_pooler: bool  # an encoder that was pre-trained without one gets one
+    new_pooler: bool  # of a base that was pre-trained without one and wants one
     dropout_rate: float
     kernel_init: Initializer
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "*slots D"], *, deterministic: bool
-    ) -> Float[Array, "*slots K"]:
+        self,
+        states: Float[Array, "B *slots D"],
+        dropout_rows: Int[Array, " B"] | None,
+    ) -> Float[Array, "B *slots K"]:
         if self.new_pooler:
             states = pool(states, self.kernel_init, self.dtype)
-        key = None if deterministic else self.make_rng("dropout")
-        states = dropout(states, self.dropout_rate, key)
-        return score(states, self.num_outputs, self.kernel_init)
-
-
-class TaggingHead(nn.Module):
-    """Scores of every token: dropout, dense layer."""
-
-    num_outputs: int
-    dropout_rate: float
-    kernel_init: Initializer
-
-    @nn.compact
-    def __call__(
-        self, hidden: Float[Array, "B T D"], *, deterministic: bool
-    ) -> Float[Array, "B T K"]:
-        key = None if deterministic else self.make_rng("dropout")
-        hidden = dropout(hidden, self.dropout_rate, key)
-        return score(hidden, self.num_outputs, self.kernel_init)
-
-
-class SpanHead(nn.Module):
-    """Scores of every token as the start and the end of an answer: one dense layer."""
-
-    kernel_init: Initializer
-
-    @nn.compact
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T 2"]:
-        return score(hidden, 2, self.kernel_init)
-
-
-def score(
-    states: Float[Array, "*slots D"], num_outputs: int, kernel_init: Initializer
-) -> Float[Array, "*slots K"]:
-    """The dense layer `dense`, in float32; called within a module."""
-    return nn.Dense(
-        num_outputs, kernel_init=kernel_init, dtype=jnp.float32, name="dense"
-    )(states)
+        key = None if dropout_rows is None else self.make_rng("dropout")
+        states = dropout(states, self.dropout_rate, key, dropout_rows)
+        return nn.Dense(
+            self.num_outputs,
+            kernel_init=self.kernel_init,
+            dtype=jnp.float32,
+            name="dense",
+        )(states)
 
 
 def pool(
@@ -113,24 +66,30 @@ def gather(
     return states.reshape(*positions.shape, hidden.shape[-1])
 
 
-def within_segments(
-    scores: Float[Array, "B T 2"],
-    segment_ids: Int[Array, "B T"],
-    example_segments: Int[Array, "B E"],
-) -> Float[Array, "B E T 2"]:
-    """For each example the scores of its own tokens, all others out of the softmax."""
-    own = segment_ids[:, None, :] == example_segments[:, :, None]
-    return jnp.where(own[..., None], scores[:, None], MASKED_SCORE)
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """What the head of a kind of task reads, and how much it says of it.
+
+    Attributes:
+        reads: "tokens", every hidden state; "examples", for each the sum of the states
+            at its readout positions; "readouts", each of them by itself.
+        num_outputs: K, from the number of labels.
+        drops: whether there is dropout before its layer.
+    """
+
+    reads: str
+    num_outputs: Callable[[int], int]
+    drops: bool = True
 
 
 class FineTuned(nn.Module):
-    """A base and the head for a kind of task (see `data/tasks.py`)."""
+    """A base and the head for a kind of task on top."""
 
-    base: Bert | Gpt
-    kind: str
-    num_labels: int
-    base_pooler: bool  # the base was pre-trained with a pooler, which is kept
-    head_dropout: float
+    base: nn.Module
+    head: Head
+    reads: str  # of `HeadSpec`
+    base_pooler: bool  # what is read out goes through the pre-trained pooler
+    kernel_init: Initializer
 
     def setup(self) -> None:
         nn.share_scope(self, self.base)  # so the paths are those of pre-training
@@ -138,91 +97,49 @@ class FineTuned(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        token_types: Int[Array, "B T"] | None = None,
-        readout_positions: Int[Array, "B E R"] | None = None,
-        example_segments: Int[Array, "B E"] | None = None,
-        predict_positions: Int[Array, "B P"] | None = None,
         *,
-        deterministic: bool,
+        readout_positions: Int[Array, "B E R"] | None = None,
+        dropout_rows: Int[Array, " B"] | None = None,
+        **arrays: Any,
     ) -> dict:
-        """Returns what the base returns, and "scores", float32:
-
-        classification [B, E, K]; similarity [B, E]; choice [B, E, R], one an answer;
-        tagging [B, T, K]; span [B, E, T, 2], starts and ends, and "token_scores"
-        [B, T, 2], the same without the masks.
-        """
-        only_bert = {"token_types": token_types, "predict_positions": predict_positions}
-        given = {name: x for name, x in only_bert.items() if x is not None}
-        output = self.base(
-            tokens, segment_ids, positions, **given, deterministic=deterministic
-        )
-        hidden, base = output["hidden"], self.base
-        is_encoder = isinstance(base, Bert)
-        cut = is_encoder and base.truncated_init
-        init = (truncated_normal if cut else normal)(base.init_std)
-        if self.kind == "tagging":
-            head = TaggingHead(self.num_labels, self.head_dropout, init, name="head")
-            return {**output, "scores": head(hidden, deterministic=deterministic)}
-        if self.kind == "span":
-            scores = SpanHead(init, name="head")(hidden)
-            masked = within_segments(scores, segment_ids, example_segments)
-            return {**output, "scores": masked, "token_scores": scores}
-        states = gather(hidden, readout_positions)
-        if self.kind != "choice":  # the two orders of a similarity are added
-            states = states.sum(axis=2)
-        if self.base_pooler:
-            states = pool(states, init, base.dtype)
-        scores = ReadoutHead(
-            self.num_labels if self.kind == "classification" else 1,
-            is_encoder and not self.base_pooler,
-            self.head_dropout,
-            init,
-            base.dtype,
-            name="head",
-        )(states, deterministic=deterministic)
-        if self.kind != "classification":
-            scores = scores[..., 0]
-        return {**output, "scores": scores}
+        """Returns what the base returns for its `arrays`, and "scores", float32:
+        [B, T, K] of tokens, [B, E, K] of examples, [B, E, R, K] of readouts."""
+        output = self.base(**arrays, dropout_rows=dropout_rows)
+        states = output["hidden"]
+        if self.reads != "tokens":
+            states = gather(states, readout_positions)
+            if self.reads == "examples":
+                states = states.sum(axis=2)
+            if self.base_pooler:
+                states = pool(states, self.kernel_init, self.base.dtype)
+        return {**output, "scores": self.head(states, dropout_rows)}
 
 
 def build(
-    fields: dict[str, Any],
-    precision: str,
+    fields: Fields,
+    spec: HeadSpec,
     *,
-    kind: str,
     num_labels: int,
-    head_dropout: float,
-    auxiliary_lm: bool,
-) -> FineTuned:
-    """The base of a config's `model`, without its pre-training heads, and a new head.
+    dropout: float,
+    keep: tuple[str, ...] = (),
+    remat: str = "none",
+    fused_attention: bool = False,
+) -> models.Model:
+    """The base of a config's `model` with a new head.
 
-    With `auxiliary_lm` an encoder keeps its masked LM head, too; a decoder's is its
-    table of embeddings, which it always has.
-
-    Raises:
-      UserError: as `models.build`.
+    Of what the base can predict only `keep` stays.
     """
-    base_pooler = False
-    if fields["family"] == "bert":
-        base_pooler = fields["pooler"] and kind not in ("tagging", "span")
-        fields = fields | NO_HEADS | {"masked_lm_head": auxiliary_lm}
-    base = models.build(fields, precision)
-    return FineTuned(base, kind, num_labels, base_pooler, head_dropout)
-
-
-def apply(model: FineTuned, params: Any, batch: dict, dropout_key: Any) -> dict:
-    """The model's outputs for a batch; dropout is off where `dropout_key` is None."""
-    return model.apply(
-        {"params": params},
-        **{name: batch[name] for name in MODEL_INPUTS if name in batch},
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    family = models.family_of(fields)
+    # The pooler of a base pools the first position of a row, not of an example.
+    pooler = "none" if spec.reads == "tokens" else family.pooler(fields)
+    base = models.build(models.only_with(fields, keep), remat, fused_attention)
+    init = family.initializer(base.module)
+    head = Head(
+        spec.num_outputs(num_labels),
+        pooler == "new",
+        dropout if spec.drops else 0.0,
+        init,
+        base.module.dtype,
     )
-
-
-def scores_of(output: dict) -> Float[Array, "..."]:
-    """What predictions are made of; the masked scores of spans would be large."""
-    return output["token_scores"] if "token_scores" in output else output["scores"]
+    module = FineTuned(base.module, head, spec.reads, pooler == "base", init)
+    return models.Model(module, (*base.inputs, "readout_positions"))

@@ -1,4 +1,5 @@
-"""What GPT and BERT share: feed-forward layer, block, embedding table, output logits.
+"""What the Transformers share: block, feed-forward layer, word table, what logits are
+made of, and where their parameters lie.
 
 Post-LN (Transformer, GPT-1, BERT):  x = norm(x + dropout(sublayer(x)))
 Pre-LN (GPT-2, GPT-3):               x = x + dropout(sublayer(norm(x)))
@@ -6,17 +7,25 @@ Pre-LN (GPT-2, GPT-3):               x = x + dropout(sublayer(norm(x)))
 
 import functools
 import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from errors import UserError
-from models.attention import KeyValues, SelfAttention, dropout
+from models.attention import KeyValues, Mask, SelfAttention, dropout
+from models.family import Fields
+from settings import Setting
+
+VOCABULARY_MULTIPLE = 128
 
 
 def gelu_erf(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -40,15 +49,6 @@ REMAT = {
 }
 
 
-def activate(name: str, values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Apply the activation called `name`; UserError for a name that does not exist."""
-    if name not in ACTIVATIONS:
-        raise UserError(
-            f"model.activation is {name!r}; choose one of {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name](values)
-
-
 def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
     """Layer norm in float32; the two-pass variance, as an epsilon of 1e-12 needs."""
     return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
@@ -63,19 +63,70 @@ def check_length(length: int, max_positions: int) -> None:
         )
 
 
-def tied_logits(
-    hidden: Float[Array, "B T D"],
-    table: Float[Array, "V D"],
-    bias: Float[Array, " V"] | None,
-) -> Float[Array, "B T V"]:
-    """Scores of all words, float32: product with the word table in the table's type."""
-    logits = jnp.einsum(
-        "btd,vd->btv",
-        hidden.astype(table.dtype),
+class Prediction(NamedTuple):
+    """What the logits of a prediction are made of: `states . table^T + bias`.
+
+    With the table of a padded vocabulary the bias of its empty rows is -inf, so that
+    they never win and never count.
+    """
+
+    states: Float[Array, "*slots D"]
+    table: Float[Array, "V D"]
+    bias: Float[Array, " V"] | None
+
+
+def logits(prediction: Prediction) -> Float[Array, "*slots V"]:
+    """Scores of all words, float32: product with the table in the table's type."""
+    states, table, bias = prediction
+    scores = jnp.einsum(
+        "...d,vd->...v",
+        states.astype(table.dtype),
         table,
         preferred_element_type=jnp.float32,
     )
-    return logits if bias is None else logits + bias[None, None]
+    return (
+        scores
+        if bias is None
+        else scores + jnp.expand_dims(bias, (*range(states.ndim - 1),))
+    )
+
+
+def padded_size(vocab_size: int) -> int:
+    """Rows of the word table: a multiple that mesh axes and matrix units like."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def padded_init(init: Initializer, vocab_size: int) -> Initializer:
+    """`init` for the first `vocab_size` rows; the others are 0, and stay so."""
+
+    def padded(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        rows = init(key, (vocab_size, *shape[1:]), dtype)
+        return jnp.pad(rows, [(0, shape[0] - vocab_size)] + [(0, 0)] * (len(shape) - 1))
+
+    return padded
+
+
+def without_padding(
+    bias: Float[Array, " V"] | None, vocab_size: int
+) -> Float[Array, " V"] | None:
+    """The bias with -inf for the rows from `vocab_size` on; None: nothing is padded."""
+    size = padded_size(vocab_size)
+    if size == vocab_size:
+        return bias
+    given = jnp.zeros(size) if bias is None else bias
+    return jnp.where(jnp.arange(size) < vocab_size, given, -jnp.inf)
+
+
+def word_table(
+    vocab_size: int, hidden_size: int, init: Initializer
+) -> Float[Array, "V D"]:
+    """The table `token`, padded; called within a module."""
+    return nn.Embed(
+        padded_size(vocab_size),
+        hidden_size,
+        embedding_init=padded_init(init, vocab_size),
+        name="token",
+    ).embedding
 
 
 class FeedForward(nn.Module):
@@ -97,7 +148,7 @@ class FeedForward(nn.Module):
             kernel_init=self.output_kernel_init,
             dtype=self.dtype,
             name="down",
-        )(activate(self.activation, inner))
+        )(ACTIVATIONS[self.activation](inner))
 
 
 class Block(nn.Module):
@@ -120,10 +171,9 @@ class Block(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "B T D"],
-        mask: Bool[Array, "#B 1 #T S"],
+        mask: Mask,
         cache: KeyValues | None = None,
-        cache_index: Int[Array, ""] | None = None,
-        deterministic: bool = True,
+        dropout_rows: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
         """The residual stream is float32 in and out; returns the layer's new cache."""
         attention = SelfAttention(
@@ -148,13 +198,11 @@ class Block(nn.Module):
         feed_forward_norm = layer_norm(self.norm_epsilon, "feed_forward_norm")
 
         def add(branch: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-            key = None if deterministic else self.make_rng("dropout")
-            return hidden + dropout(branch, self.residual_dropout, key)
+            key = None if dropout_rows is None else self.make_rng("dropout")
+            return hidden + dropout(branch, self.residual_dropout, key, dropout_rows)
 
         seen = attention_norm(hidden) if self.pre_norm else hidden
-        attended, cache = attention(
-            seen, mask, cache, cache_index, deterministic=deterministic
-        )
+        attended, cache = attention(seen, mask, cache, dropout_rows)
         hidden = add(attended)
         hidden = hidden if self.pre_norm else attention_norm(hidden)
         seen = feed_forward_norm(hidden) if self.pre_norm else hidden
@@ -164,14 +212,115 @@ class Block(nn.Module):
 
 
 def block_with_remat(remat: str) -> type[Block]:
-    """`Block`, whose backward pass computes again what `remat` does not keep.
+    """`Block`, whose backward pass computes again what `remat` does not keep."""
+    return Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
 
-    Raises:
-      UserError: a name that does not exist.
+
+# What the records of the families share.
+
+# Which mesh axes cut the axes of a parameter, by its path; the first match wins, and
+# what is not here is small and stays whole. `tensor` cuts between the two products of a
+# branch, by heads or by inner units (Shoeybi et al. 2019, section 3), and the
+# vocabulary; `fsdp` cuts the width of the residual stream.
+PLACEMENT = (
+    (r"embeddings/token/embedding", PartitionSpec("tensor", "fsdp")),
+    (r"embeddings/.*/embedding", PartitionSpec(None, "fsdp")),
+    (r"layer_\d+/.*/(query|key|value|up)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"layer_\d+/.*/(query|key|value|up)/bias", PartitionSpec("tensor")),
+    (r"layer_\d+/.*/(output|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"masked_lm/bias", PartitionSpec("tensor")),
+    (r".*/kernel", PartitionSpec("fsdp")),
+)
+CUT_SIZES = {"fsdp": ("hidden_size",), "tensor": ("num_heads", "ffn_size")}
+
+
+def depth(fields: Fields, path: str) -> int:
+    """0 for the embeddings, i + 1 for layer i, one more for what stands above."""
+    if path.startswith("embeddings/"):
+        return 0
+    layer = re.match(r"layer_(\d+)/", path)
+    return int(layer[1]) + 1 if layer else fields["num_layers"] + 1
+
+
+def forward_flops(
+    fields: Fields, sizes: Mapping[str, int], length: int, predicted: int
+) -> float:
+    """FLOPs of a forward pass, of a token: 2 for each multiply-add.
+
+    Args:
+        fields: `model` of a config.
+        sizes: path -> number of parameters.
+        length: tokens of a row.
+        predicted: positions of a row whose words are predicted.
     """
-    if remat not in REMAT:
-        raise UserError(f"run.remat is {remat!r}; choose one of {', '.join(REMAT)}")
-    if remat == "none":
-        return Block
-    deterministic = 5  # the place of the argument; it decides what is traced
-    return nn.remat(Block, policy=REMAT[remat], static_argnums=(deterministic,))
+    share = {
+        "masked_lm": predicted / length,
+        "pooler": 1 / length,
+        "next_sentence": 1 / length,
+    }
+    vocabulary = padded_size(fields["vocab_size"])
+    products = vocabulary * fields["hidden_size"] * predicted / length
+    for path, size in sizes.items():
+        if path.endswith("kernel"):
+            products += size * share.get(path.split("/")[0], 1)
+    attention_width = fields["num_heads"] * fields["head_dim"]
+    return 2 * (products + 2 * fields["num_layers"] * attention_width * length)
+
+
+SETTINGS = (
+    Setting(
+        "model.vocab_size",
+        int,
+        "Words of the table, at least the tokenizer's.",
+        at_least=1,
+    ),
+    Setting(
+        "model.max_positions",
+        int,
+        "Rows of the table of positions: the longest text.",
+        at_least=1,
+    ),
+    Setting("model.num_layers", int, "Blocks.", at_least=1),
+    Setting("model.num_heads", int, "Attention heads of a block.", at_least=1),
+    Setting("model.head_dim", int, "Width of a head.", at_least=1),
+    Setting("model.hidden_size", int, "Width of the residual stream.", at_least=1),
+    Setting(
+        "model.ffn_size", int, "Inner width of the feed-forward layer.", at_least=1
+    ),
+    Setting(
+        "model.activation", str, "Of the feed-forward layer.", choices=(*ACTIVATIONS,)
+    ),
+    Setting(
+        "model.norm_epsilon", float, "Added to the variance in layer norm.", more_than=0
+    ),
+    Setting(
+        "model.embedding_dropout",
+        float,
+        "Of the embedded tokens.",
+        at_least=0,
+        less_than=1,
+    ),
+    Setting(
+        "model.attention_dropout",
+        float,
+        "Of the attention weights.",
+        at_least=0,
+        less_than=1,
+    ),
+    Setting(
+        "model.residual_dropout",
+        float,
+        "Of the output of a branch.",
+        at_least=0,
+        less_than=1,
+    ),
+    Setting(
+        "model.init_std",
+        float,
+        "Standard deviation of fresh kernels and tables.",
+        more_than=0,
+    ),
+)
+DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
+TINY = {"vocab_size": 512, "max_positions": 32, "num_layers": 2, "num_heads": 2}
+TINY |= {"head_dim": 8, "hidden_size": 16, "ffn_size": 64}

@@ -1,0 +1,62 @@
+"""What the rest of the house must know of a way to pre-train, as a typed record.
+
+No jax here nor at the head of the ways' files: workers that only write shards import
+them, and the loss terms import it when they are made.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from data.shards import Framing, Shards
+from data.tokenizers import Tokenizer
+from data.windows import Examples
+from settings import Rule, Setting
+
+Objective = Any  # `objective` of a config
+
+
+class Line(NamedTuple):
+    """A loss that a model must beat to have learnt anything: nats a prediction."""
+
+    name: str
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """What a way to pre-train is to the others.
+
+    Attributes:
+        special_tokens: of a tokenizer that is trained for it.
+        roles: special tokens that it cannot do without.
+        framing: (tokenizer) -> how documents lie in the shards.
+        examples: (objective, split, tokenizer, sequence_length) -> by index.
+        outputs: of a model, all of which it needs.
+        sees: what a position of the model must see, "left" or "both" sides.
+        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms; the
+            first one is the language model's.
+        predicted: (objective, sequence_length) -> positions of a row at most.
+        line: (split, tokenizer) -> the line to beat.
+        evaluation: (mean loss of the language model, held-out split) -> what else is
+            told of an evaluation.
+        commands: of predict.py that a run of it can do, beside embed.
+        settings: of its `objective`, the name aside.
+        rules: what must fit what.
+        tiny: (objective, sequence_length) -> settings for rows as short as that.
+    """
+
+    special_tokens: tuple[str, ...]
+    roles: tuple[str, ...]
+    framing: Callable[[Tokenizer], Framing]
+    examples: Callable[[Objective, Shards, Tokenizer, int], Examples]
+    outputs: tuple[str, ...]
+    sees: str
+    loss_terms: Callable[[Any, int], Callable]
+    predicted: Callable[[Objective, int], int]
+    line: Callable[[Shards, Tokenizer], Line]
+    evaluation: Callable[[float, Shards], dict[str, float]]
+    commands: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    rules: tuple[Rule, ...]
+    tiny: Callable[[Objective, int], Mapping[str, Any]]
