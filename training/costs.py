@@ -39,30 +39,6 @@ PEAK_FLOPS = {
 }
 
 
-def forward_flops(
-    model: Mapping[str, Any], sizes: Mapping[str, int], length: int, predicted: int
-) -> float:
-    """Of a token: 2 for each multiply-add of a kernel, of the logits, of attention.
-
-    Args:
-        model: of a config.
-        sizes: path -> number of parameters.
-        length: tokens of a row.
-        predicted: positions of a row whose words are predicted.
-    """
-    share = {
-        "masked_lm": predicted / length,
-        "pooler": 1 / length,
-        "next_sentence": 1 / length,
-    }
-    products = model["vocab_size"] * model["hidden_size"] * predicted / length
-    for path, size in sizes.items():
-        if path.endswith("kernel"):
-            products += size * share.get(path.split("/")[0], 1)
-    attention_width = model["num_heads"] * model["head_dim"]
-    return 2 * (products + 2 * model["num_layers"] * attention_width * length)
-
-
 def throughput(
     tokens: int, flops: float, num_devices: int
 ) -> Callable[[float, dict], dict[str, float]]:

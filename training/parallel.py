@@ -147,13 +147,15 @@ def plan_state(
     return jax.tree.map(planned, parameter_paths(state), state)
 
 
-def plan_batch(batch: Mapping[str, np.ndarray], rows: int, mesh: Mesh) -> Any:
+def plan_batch(batch: Any, rows: int, mesh: Mesh) -> Any:
     """Shapes and places of a global batch of so many rows, from some of its rows."""
     sharding = NamedSharding(mesh, BY_ROWS)
-    return {
-        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding)
-        for name, x in batch.items()
-    }
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (rows, *x.shape[1:]), x.dtype, sharding=sharding
+        ),
+        batch,
+    )
 
 
 def places(plan: Any) -> Any:
@@ -186,14 +188,23 @@ def start_state(
     return start(params)
 
 
-def shard_batch(batch: dict[str, np.ndarray], rows: int, mesh: Mesh) -> Any:
+def filled(batch: Any, rows: int) -> Any:
+    """The batch with empty rows at its end: all zeros, segments and weights as well."""
+    return jax.tree.map(
+        lambda x: np.pad(x, [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)), batch
+    )
+
+
+def shard_batch(batch: Any, rows: int, mesh: Mesh) -> Any:
     """A global batch of so many rows, cut over the devices: of all its rows, or of the
     `host_part` that this process makes."""
     sharding = NamedSharding(mesh, BY_ROWS)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
-        for name, x in batch.items()
-    }
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            sharding, x, (rows, *x.shape[1:])
+        ),
+        batch,
+    )
 
 
 # Programs.
@@ -273,13 +284,14 @@ def map_over_devices(step: Callable, mesh: Mesh, axis: str) -> Callable:
     return run
 
 
-def compile_eval_step(step: Callable, mesh: Mesh) -> Callable:
-    """`step(params, batch)` jitted; its result is whole on every device."""
-    return jax.jit(
+def compile_eval_step(step: Callable, params: Any, batch: Any, mesh: Mesh) -> Any:
+    """`step(params, batch)` for what is planned; its result is whole on every device."""
+    jitted = jax.jit(
         step,
         out_shardings=NamedSharding(mesh, WHOLE),
         compiler_options=compiler_options(),
     )
+    return jitted.lower(params, batch).compile()
 
 
 def compiler_options() -> dict[str, str] | None:

@@ -24,10 +24,13 @@ class TrainState:
     step: Any  # int32 [], updates done; a pytree's leaves can be anything
     params: Any
     opt_state: Any
+    extra: Any = None  # what some runs carry besides, as averaged weights
 
 
-def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def create_state(
+    params: Any, optimizer: optax.GradientTransformation, extra: Any = None
+) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra)
 
 
 def make_train_step(
@@ -37,14 +40,16 @@ def make_train_step(
     *,
     micro_batches: int,
     axis: str | None = None,
+    next_extra: Callable[[TrainState], Any] = lambda state: state.extra,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """`step(state, batch, key) -> (state, metrics)`, one update from one global batch.
 
-    The loss is the sum of the terms, each divided by its weight over the whole batch,
-    so cutting the batch into `micro_batches` or over devices changes nothing. Dropout
-    draws from `fold_in(key, step)`. Under `jax.pmap` over `axis` the batch is a
-    device's own rows, and dropout draws from the device's number, too: by other masks
-    than under `jax.jit`, where they are those of one device.
+    A batch is a dict of arrays, or of such dicts. The loss is the sum of the terms,
+    each divided by its weight over the whole batch, so cutting the batch into
+    `micro_batches` or over devices changes nothing: under `jax.pmap` over `axis` it is
+    a device's own rows. Dropout draws from `fold_in(key, step)` and the number that a
+    row has in the global batch, which each (sub-)batch is given as "rows".
+    `next_extra` makes the state's extra part from the updated state.
     """
 
     def total(sums: Any) -> Any:
@@ -53,8 +58,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict, key: Any) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
-        if axis is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        batch = with_row_numbers(batch, axis)
         # The weights do not depend on the parameters: XLA drops the rest of this pass.
         terms = loss_terms(state.params, batch, None)
         weights = total({name: term[1] for name, term in terms.items()})
@@ -75,39 +79,70 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        state = TrainState(state.step + 1, params, opt_state, state.extra)
+        return state.replace(extra=next_extra(state)), metrics
 
     return step
+
+
+def with_row_numbers(batch: dict, axis: str | None = None) -> dict:
+    """The batch, and each batch in it, with "rows" [B]: their places in the global one,
+    of which a device of `jax.pmap` over `axis` has consecutive rows."""
+    subs = {name: x for name, x in batch.items() if isinstance(x, dict)}
+    if subs:
+        return batch | {name: with_row_numbers(x, axis) for name, x in subs.items()}
+    rows = jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)
+    if axis is not None:
+        rows += jax.lax.axis_index(axis) * len(rows)
+    return batch | {"rows": rows}
 
 
 def accumulate(
     gradient: Callable, params: Any, batch: dict, key: Any, micro_batches: int
 ) -> Any:
-    """Sums what `gradient(params, batch, key)` returns over `micro_batches` parts.
-
-    Rows are dealt out in turn, so that each device keeps its own rows.
-    """
+    """Sums what `gradient(params, batch, key)` returns over `micro_batches` parts."""
     if micro_batches == 1:
         return gradient(params, batch, key)
-    parts = jax.tree.map(
-        lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-    keys = jax.random.split(key, micro_batches)
-    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    parts = dealt(batch, micro_batches)
+    first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient, params, *first),
+        jax.eval_shape(gradient, params, first, key),
     )
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+        return jax.tree.map(jnp.add, total, gradient(params, part, key)), None
 
-    return jax.lax.scan(add, zeros, (parts, keys))[0]
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
-def make_eval_step(loss_terms: LossTerms) -> Callable[[Any, dict], dict[str, Term]]:
-    """`eval_step(params, batch) -> terms`, with dropout off."""
-    return lambda params, batch: loss_terms(params, batch, None)
+def dealt(batch: Any, parts: int) -> Any:
+    """The rows dealt out in turn, so that each device keeps its own: [parts, B', ...]"""
+    return jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def make_eval_step(
+    evaluate: Callable[[Any, dict], tuple[dict[str, Term], Any]], micro_batches: int
+) -> Callable[[Any, dict], tuple[dict[str, Term], Any]]:
+    """`eval_step(params, batch) -> (terms, outputs)`, in as many parts as an update.
+
+    `evaluate(params, part)` gives a part's terms, which are added up, and arrays with
+    the axis of its rows in front, which come back in the order of the batch.
+    """
+    if micro_batches == 1:
+        return evaluate
+
+    def step(params: Any, batch: dict) -> tuple[dict[str, Term], Any]:
+        parts = dealt(batch, micro_batches)
+        terms, outputs = jax.lax.map(lambda part: evaluate(params, part), parts)
+        together = jax.tree.map(
+            lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs
+        )
+        return jax.tree.map(lambda x: x.sum(axis=0), terms), together
+
+    return step
 
 
 def term_means(terms: dict[str, Term]) -> dict[str, Scalar]:

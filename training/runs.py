@@ -1,0 +1,439 @@
+"""The life of a run: planned, compiled, begun or resumed, trained, recorded.
+
+What pre-training and fine-tuning have in common; each makes a `Job`, and tells of it.
+"""
+
+import dataclasses
+import json
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from errors import UserError
+from training import costs, loop, parallel, step
+from training.checkpoints import Checkpoints
+from training.metrics import MetricsWriter, read_metrics
+from training.optimizers import (
+    group_table,
+    make_optimizer,
+    make_schedule,
+    parameter_sizes,
+    stop_frozen,
+)
+from training.step import LossTerms, TrainState
+
+Settings = Any  # a group of a config
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained, how, and where it lies; nothing of it is made yet.
+
+    Attributes:
+        groups: the tree of the parameters' groups.
+        state: shape, type and place of every array.
+        loss_terms: with what is frozen cut off, and gathered where the mesh cuts it.
+    """
+
+    mesh: Mesh
+    groups: Any
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    loss_terms: LossTerms
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Batches of one shape, by number, of NumPy arrays.
+
+    Attributes:
+        rows: of a global batch.
+        is_whole: every process makes all rows, and empty ones may fill up the batch;
+            else each makes its `parallel.host_part`.
+    """
+
+    batches: Sequence[dict]
+    rows: int
+    is_whole: bool
+
+    def filled_rows(self, mesh: Mesh, micro_batches: int) -> int:
+        """Rows of a batch that every device has as many of each time."""
+        multiple = parallel.batch_parts(mesh) * micro_batches
+        return -(-self.rows // multiple) * multiple
+
+    def placed(self, batch: dict, mesh: Mesh, micro_batches: int) -> Any:
+        """A batch on the devices, filled up."""
+        rows = self.filled_rows(mesh, micro_batches)
+        if self.is_whole:
+            batch = parallel.filled(batch, rows)
+        return parallel.shard_batch(batch, rows, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled update and the compiled evaluation of a batch."""
+
+    train_step: Any
+    eval_step: Any
+    micro_batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a run trains, on what, and how it is judged.
+
+    Attributes:
+        run: `run` of its config.
+        evaluate: (params, part of a batch) -> (terms of the loss, arrays [B, ...]).
+        measure: (programs, params, stop) -> the values of a held-out evaluation; None
+            when told to stop.
+        criterion: of these values, the lower the better.
+        patience: evaluations without a new lowest criterion that end it; 0: never.
+        fresh: () -> the parameters of step 0, where they are planned to lie.
+        flops: of an update, for the share of the devices' peak.
+    """
+
+    run: Settings
+    seed: int
+    plan: Plan
+    train: Feed
+    held_out: Feed
+    total_steps: int
+    eval_every_steps: int
+    evaluate: Callable[[Any, dict], tuple[dict, Any]]
+    measure: Callable[[Programs, Any, loop.StopSignal], dict[str, float] | None]
+    criterion: Callable[[dict[str, float]], float]
+    patience: int
+    fresh: Callable[[], Any]
+    flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        step: updates done.
+        metrics: of the last held-out evaluation.
+        signal: that it was stopped by.
+    """
+
+    folder: Path
+    step: int
+    metrics: dict[str, float]
+    signal: int | None
+
+    @property
+    def exit_status(self) -> int:
+        return 0 if self.signal is None else 128 + self.signal
+
+
+def start_jax(precision: str, compiled: Path) -> None:
+    """Compiled programs are kept in a folder; float32 means float32 on every device."""
+    parallel.keep_freed_memory()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+    # The many small programs of a start count, too.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if precision == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+# Planned.
+
+
+def init_params(model: Any, batch: dict, seed: Any, places: Any = None) -> Any:
+    """Fresh parameters, float32, made at their `places`; None: on one device.
+
+    They depend on the model and the seed; of the batch only the shapes matter.
+    """
+
+    def init() -> Any:
+        row = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), batch)
+        return model.init(jax.random.key(seed), row)
+
+    return jax.jit(init, out_shardings=places)()
+
+
+def shapes_of(model: Any, batch: dict) -> Any:
+    """The shapes of the parameters of a model."""
+    return jax.eval_shape(lambda: init_params(model, batch, 0))
+
+
+def make_plan(
+    params: Any,
+    loss_terms: LossTerms,
+    groups: Any,
+    *,
+    optim: Settings,
+    warmup_steps: int,
+    total_steps: int,
+    placement: parallel.Rules,
+    mesh: Mesh,
+) -> Plan:
+    """The plan for parameters, of which shapes are enough, and their `groups`.
+
+    Raises:
+      UserError: as `make_schedule` and `make_optimizer`.
+    """
+    schedule = {
+        "schedule": optim.schedule,
+        "learning_rate": optim.learning_rate,
+        "end_learning_rate": optim.end_learning_rate,
+        "warmup_steps": warmup_steps,
+        "total_steps": total_steps,
+    }
+    optimizer = make_optimizer(
+        groups,
+        schedule,
+        b1=optim.b1,
+        b2=optim.b2,
+        epsilon=optim.epsilon,
+        clip_norm=optim.clip_norm,
+        adam=optim.adam,
+    )
+    state = parallel.plan_state(params, optimizer, placement, mesh)
+
+    def trained(params: Any, batch: dict, key: Any) -> dict[str, step.Term]:
+        return loss_terms(stop_frozen(params, groups), batch, key)
+
+    return Plan(
+        mesh,
+        groups,
+        make_schedule(**schedule),
+        optimizer,
+        state,
+        parallel.gathering(trained, state.params, mesh),
+    )
+
+
+# Compiled.
+
+
+def compile_programs(job: Job) -> Programs:
+    """The update and the evaluation, for states as planned and such batches.
+
+    With `run.micro_batches` 0 both are cut into as few parts as fit the memory.
+
+    Raises:
+      UserError: not even one row at a time fits; a mesh that pmap cannot have.
+    """
+    asked = job.run.micro_batches
+    counts = [asked] if asked else micro_batch_counts(job)
+    for micro_batches in counts:
+        try:
+            programs = compile_parts(job, micro_batches)
+        except jax.errors.JaxRuntimeError as error:  # a TPU's compiler sees it first
+            if not costs.is_out_of_memory(error) or micro_batches == counts[-1]:
+                raise
+            continue
+        if asked:
+            return programs
+        needs = [costs.step_cost(program) for program in programs_of(programs).values()]
+        largest = max(needs, key=lambda cost: cost.total)
+        if largest.total <= costs.USABLE_SHARE * costs.device_memory():
+            print(f"micro-batches: {micro_batches}")
+            return programs
+    raise UserError(
+        f"no number of micro-batches fits the device:\n{costs.describe(largest)}"
+    )
+
+
+def micro_batch_counts(job: Job) -> list[int]:
+    """Into how many parts a device's rows may be cut, the fewest first."""
+    rows = -(-job.train.rows // parallel.batch_parts(job.plan.mesh))
+    if job.train.is_whole:
+        return [2**power for power in range(rows.bit_length())]
+    return [count for count in range(1, rows + 1) if rows % count == 0]
+
+
+def compile_parts(job: Job, micro_batches: int) -> Programs:
+    """Both programs for batches in so many parts."""
+    plan, mesh = job.plan, job.plan.mesh
+    axis = parallel.mapped_axis(job.run.parallel, mesh)
+    update = step.make_train_step(
+        plan.loss_terms,
+        plan.optimizer,
+        plan.schedule,
+        micro_batches=micro_batches,
+        axis=axis,
+    )
+
+    def planned(feed: Feed) -> Any:
+        rows = feed.filled_rows(mesh, micro_batches)
+        return parallel.plan_batch(feed.batches[0], rows, mesh)
+
+    return Programs(
+        parallel.compile_train_step(update, plan.state, planned(job.train), mesh, axis),
+        parallel.compile_eval_step(
+            step.make_eval_step(job.evaluate, micro_batches),
+            plan.state.params,
+            planned(job.held_out),
+            mesh,
+        ),
+        micro_batches,
+    )
+
+
+def programs_of(programs: Programs) -> dict[str, Any]:
+    """The programs by what they are called where their cost is told."""
+    return {"training step": programs.train_step, "evaluation": programs.eval_step}
+
+
+def dry_run(job: Job) -> str:
+    """What the programs cost, in words; no state is made."""
+    return "\n".join(
+        f"{name}: {costs.describe(costs.step_cost(program))}"
+        for name, program in programs_of(compile_programs(job)).items()
+    )
+
+
+# Trained.
+
+
+def execute(
+    job: Job, workdir: Path, stop: loop.StopSignal, describe: Callable[[int], None]
+) -> Result:
+    """Begins or resumes the run in `workdir`, to its end or until told to stop.
+
+    `describe(first step)` tells of what is about to be trained. A run that is over is
+    left as it is, without compiling anything.
+    """
+    checkpoints = Checkpoints(workdir)
+    first = checkpoints.latest_step() or 0
+    writer = MetricsWriter(workdir, first, writes=parallel.is_first())
+    describe(first)
+    if not is_over(job, first, writer, checkpoints):
+        programs = compile_programs(job)
+        with costs.memory_explained(costs.REMEDIES, programs.train_step):
+            first = train(job, programs, checkpoints, writer, stop)
+    writer.close()
+    checkpoints.close()
+    return result_of(workdir, first, stop.received)
+
+
+def is_over(
+    job: Job, first: int, writer: MetricsWriter, checkpoints: Checkpoints
+) -> bool:
+    """Whether nothing is left to train or to evaluate."""
+    history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
+    return not loop.evaluation_missing(
+        first, job.total_steps, job.eval_every_steps, history, checkpoints.best_value
+    ) and (first >= job.total_steps or loop.is_exhausted(history, job.patience))
+
+
+def train(
+    job: Job,
+    programs: Programs,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    stop: loop.StopSignal,
+) -> int:
+    """Returns the step that was reached."""
+    plan, run = job.plan, job.run
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(plan.state)
+    else:
+        state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
+    first = int(state.step)
+    tokens = job.train.rows * job.train.batches[0]["segment_ids"].shape[-1]
+    state = loop.fit(
+        state,
+        device_batches(job, first, programs.micro_batches),
+        train_step=programs.train_step,
+        evaluate=lambda params: job.measure(programs, params, stop),
+        checkpoints=checkpoints,
+        writer=writer,
+        key=jax.random.key(job.seed),
+        stop=stop,
+        total_steps=job.total_steps,
+        throughput=costs.throughput(tokens, job.flops, plan.mesh.size),
+        log_every_steps=run.log_every_steps,
+        eval_every_steps=job.eval_every_steps,
+        save_every_minutes=run.save_every_minutes,
+        criterion=job.criterion,
+        patience=job.patience,
+    )
+    return int(state.step)
+
+
+def device_batches(job: Job, first: int, micro_batches: int) -> Iterator[dict]:
+    """The batches from step `first` on, which the threads that make them put on the
+    devices as well; with 0 threads each is made when asked for.
+
+    Whoever stops early just lets go of it: the interpreter's exit waits for the few
+    batches under way, no longer.
+    """
+    import grain
+
+    placed = job.train.batches.map(
+        lambda batch: job.train.placed(batch, job.plan.mesh, micro_batches)
+    )
+    threads = job.run.data_threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(placed[first:].to_iter_dataset(options))
+
+
+# Recorded.
+
+
+def result_of(workdir: Path, reached: int, received: int | None) -> Result:
+    """The result as metrics.jsonl tells it."""
+    evaluations = evaluations_of(workdir)
+    last = evaluations[-1] if evaluations else {}
+    metrics = {
+        name.removeprefix("eval/"): value
+        for name, value in last.items()
+        if name.startswith("eval/")
+    }
+    return Result(workdir, reached, metrics, received)
+
+
+def evaluations_of(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl with a held-out evaluation."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [row for row in rows if "eval/loss" in row]
+
+
+def record(workdir: Path, plan: Plan, learning_rate: float) -> None:
+    """Writes what the optimizer does to each parameter, versions and devices."""
+    table = group_table(plan.state.params, plan.groups, learning_rate)
+    (workdir / "parameters.txt").write_text(table + "\n")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    environment = {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+        "platform": platform.platform(),
+        "git_commit": commit.stdout.strip() or None,
+    }
+    target = workdir / "environment.json"
+    target.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def stopped(result: Result) -> str:
+    """What is told of a run that a signal ended."""
+    assert result.signal is not None
+    name = signal.Signals(result.signal).name
+    return f"stopped by {name} after step {result.step}: the same line again resumes"
+
+
+def count_parameters(plan: Plan) -> int:
+    return sum(parameter_sizes(plan.state.params).values())

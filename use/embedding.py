@@ -1,0 +1,88 @@
+"""Vectors of texts: the final hidden states, pooled."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from data import inputs
+from errors import UserError
+from models import Model
+from tasks.encoding import make_frame
+from use.run import Run
+
+ROWS, STEP = 32, 32  # texts in a batch; its length is a multiple
+POOLINGS = ("mean", "first", "last")
+
+
+def text_frame(run: Run) -> tuple[list[int], list[int]]:
+    """The tokens before and after a text: as in the task, or as in pre-training."""
+    if run.task is None and "both" not in run.family.sees:
+        start = run.way.framing(run.tokenizer).document_start
+        return ([] if start is None else [start]), []
+    frame = make_frame(run.tokenizer, run.family)
+    return [frame.first], [frame.last]
+
+
+def embed(
+    run: Run, texts: Iterable[tuple[str, str]], pooling: str = "mean"
+) -> Iterator[tuple[str, Float[np.ndarray, " D"]]]:
+    """Place and vector of each text, float32, in order.
+
+    Says on stderr which texts were cut to the model's positions.
+
+    Raises:
+      UserError: a text has no tokens, with its place.
+    """
+    before, after = text_frame(run)
+    limit = run.config.model.max_positions
+    room = limit - len(before) - len(after)
+    for chunk in inputs.in_chunks(texts):
+        places = [place for place, _ in chunk]
+        pieces = run.tokenizer.encode_batch([text for _, text in chunk])
+        for place, ids in zip(places, pieces, strict=True):
+            if not len(ids):
+                raise UserError(f"{place} has no text: write some, or remove it")
+            if len(ids) > room:
+                print(f"{place}: cut from {len(ids)} to {room} pieces", file=sys.stderr)
+        framed = [[*before, *ids[:room].tolist(), *after] for ids in pieces]
+        order = sorted(range(len(framed)), key=lambda index: len(framed[index]))
+        rows = min(ROWS, len(framed))
+        vectors = np.zeros((len(framed), run.config.model.hidden_size), np.float32)
+        for begin in range(0, len(order), rows):
+            chosen = order[begin : begin + rows]
+            longest = len(framed[chosen[-1]])
+            length = min(-(-longest // STEP) * STEP, limit)
+            tokens = np.zeros((rows, length), np.int32)
+            lengths = np.ones(rows, np.int32)  # of the rows that stay empty, too
+            for row, index in enumerate(chosen):
+                lengths[row] = len(framed[index])
+                tokens[row, : lengths[row]] = framed[index]
+            pooled = pooled_states(run.base, run.params, tokens, lengths, pooling)
+            vectors[chosen] = np.asarray(pooled)[: len(chosen)]
+        yield from zip(places, vectors, strict=True)
+
+
+@partial(jax.jit, static_argnames=("model", "pooling"))
+def pooled_states(
+    model: Model,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    pooling: str,
+) -> Float[Array, "B D"]:
+    """The final hidden states: the first, the last, or the mean over `lengths`."""
+    is_token = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+    segments = is_token.astype(jnp.int32)
+    output = model.apply(params, {"tokens": tokens, "segment_ids": segments})
+    hidden = output["hidden"].astype(jnp.float32)
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "last":
+        return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    return jnp.where(is_token[..., None], hidden, 0).sum(axis=1) / lengths[:, None]

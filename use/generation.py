@@ -1,0 +1,147 @@
+"""Continuing a text, token by token."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from errors import UserError
+from models import Model
+from models.transformer import logits
+from use.run import Run
+
+
+def generate(
+    run: Run,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    samples: int = 1,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """What follows the prompt, `samples` times; an end of text ends it.
+
+    Args:
+        max_tokens: at most so many.
+        temperature: 0 takes the most probable token each time.
+        top_k: draws among so many; 0 among all.
+        top_p: draws among the most probable ones whose share reaches it.
+
+    Raises:
+      UserError: settings out of range, or a prompt that is empty or too long.
+    """
+    for name, value, fine in (
+        ("max_tokens", max_tokens, max_tokens >= 1),
+        ("samples", samples, samples >= 1),
+        ("temperature", temperature, temperature >= 0),
+        ("top_k", top_k, top_k >= 0),
+        ("top_p", top_p, 0 < top_p <= 1),
+    ):
+        if not fine:
+            raise UserError(f"--{name}={value} is out of range: see generate --help")
+    run.check("generate")
+    tokenizer = run.tokenizer
+    ids = tokenizer.encode_batch([prompt])[0]
+    start = run.way.framing(tokenizer).document_start
+    if start is not None:
+        ids = np.concatenate([np.array([start], np.int32), ids])
+    if len(ids) == 0:
+        raise UserError(
+            "--prompt is empty, and this run's tokenizer has no start token: write a "
+            "few words to continue"
+        )
+    limit = run.config.model.max_positions
+    if len(ids) + max_tokens > limit:
+        raise UserError(
+            f"the prompt has {len(ids)} tokens and --max_tokens={max_tokens}, but the "
+            f"model has {limit} positions: shorten one of them"
+        )
+    end = tokenizer.special_ids.get("end_of_text")
+    never = [i for i in tokenizer.special_ids.values() if i != end]
+    never += range(tokenizer.vocab_size, run.config.model.vocab_size)
+    drawn = generate_tokens(
+        run.model,
+        run.params,
+        jnp.tile(ids, (samples, 1)),
+        jax.random.key(seed),
+        num_tokens=max_tokens,
+        temperature=temperature,
+        top_k=min(top_k, tokenizer.vocab_size),
+        top_p=top_p,
+        banned=np.array(never, np.int32),
+    )
+    texts = []
+    for sample in np.asarray(drawn):
+        stops = np.flatnonzero(sample == end)
+        kept = sample[: stops[0]] if len(stops) else sample
+        texts.append(tokenizer.decode(kept.tolist()))
+    return texts
+
+
+@partial(
+    jax.jit, static_argnames=("model", "num_tokens", "temperature", "top_k", "top_p")
+)
+def generate_tokens(
+    model: Model,
+    params: Any,
+    prompt: Int[Array, "B T"],
+    key: Any,
+    *,
+    num_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    banned: Int[Array, " N"],
+) -> Int[Array, "B num_tokens"]:
+    """Samples `num_tokens` after each prompt, with a key-value cache of static size.
+
+    `banned` ids are never drawn.
+    """
+    batch, length = prompt.shape
+    cache = model.module.empty_cache(batch, length + num_tokens)
+
+    def scores_of(tokens: Array, cache: Any) -> tuple[Array, Any]:
+        out = model.module.apply({"params": params}, tokens, cache=cache)
+        last = out["causal_lm"]._replace(states=out["causal_lm"].states[:, -1])
+        return logits(last).at[:, banned].set(-jnp.inf), out["cache"]
+
+    def draw(carry: tuple, key: Any) -> tuple[tuple, Array]:
+        scores, cache = carry
+        token = sample_token(scores, key, temperature, top_k, top_p)
+        return scores_of(token[:, None], cache), token
+
+    keys = jax.random.split(key, num_tokens)
+    return jax.lax.scan(draw, scores_of(prompt, cache), keys)[1].T
+
+
+def sample_token(
+    logits: Float[Array, "B V"],
+    key: Any,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Int[Array, " B"]:
+    """One token a row: greedy at temperature 0, else drawn from the kept ones.
+
+    `top_k` keeps the k most probable; `top_p` keeps the most probable ones whose share
+    first reaches p (Holtzman et al. 2020, 3.1). 0 and 1 keep all.
+    """
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / temperature
+    if top_k:
+        kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        shares = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        last = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    return jax.random.categorical(key, logits, axis=-1)
