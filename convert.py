@@ -141,11 +141,12 @@ def make_config(
         config = FORMATS[given.architecture.model_type].config()
         length = min(config.data.sequence_length, fields["max_positions"])
         config.data.sequence_length = length
-        if fields["family"] == "bert":
-            config.objective.next_sentence = fields["next_sentence_head"]
+        if fields["family"] == "bert" and not fields["next_sentence_head"]:
+            config.objective.name = "masked_lm"
+            configs.keep_objective(config)
     config.name = workdir.name
     config.data.tokenizer.path = str(workdir)
-    config.model = ConfigDict(fields)
+    config.model = ConfigDict(fields | {"precision": config.model.precision})
     return config
 
 

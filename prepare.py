@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         {},
         {"processes": "Processes that write shards [one a core]."},
         {"ray": "Ray cluster that writes shards instead: auto, HOST:PORT or local."},
+        kind="pretraining",
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     count = flags.processes or cores or os.cpu_count() or 1

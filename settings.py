@@ -5,9 +5,18 @@ kinds of task bring the rows of their own fields.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from errors import UserError
+
+TYPES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple",
+}
 NEVER = object()  # every run ever begun has the setting
 
 
@@ -47,8 +56,19 @@ class Setting:
             f"{words} {bound}" for words, bound in bounds.items() if bound is not None
         )
 
+    def wanted(self) -> str:
+        """What it may be, in words."""
+        if self.choices:
+            return self.range()
+        return ", ".join(words for words in (TYPES[self.type], self.range()) if words)
+
     def allows(self, value: Any) -> bool:
-        """Whether a value of the right type lies in the range; NaN never does."""
+        """Whether a value is of the type and lies in the range; NaN never does."""
+        types = {float: (int, float), tuple: (tuple, list)}  # a list, as JSON has it
+        if not isinstance(value, types.get(self.type, self.type)) or (
+            isinstance(value, bool) and self.type is not bool
+        ):
+            return False
         if self.choices:
             return value in self.choices
         return (
@@ -57,6 +77,14 @@ class Setting:
             and (self.less_than is None or value < self.less_than)
             and (self.at_most is None or value <= self.at_most)
         )
+
+    def check_in(self, values: Mapping[str, Any]) -> None:
+        """Raises UserError where the values, by name, lack it or have it wrong."""
+        if self.name not in values:
+            raise UserError(f"the config has no {self.name}: add it, {self.wanted()}")
+        value = values[self.name]
+        if not self.allows(value):
+            raise UserError(f"{self.name}={value!r} must be {self.wanted()}")
 
 
 # What must fit what: None, or the sentence that the user gets. It is given the whole

@@ -150,7 +150,8 @@ def foreword(case: Case, **run: Any) -> Contender:
     )
     if case.family == "bert":
         config.objective.max_predictions = case.predicted
-    config.run.update(precision=case.precision, **run)
+    config.model.precision = case.precision
+    config.run.update(run)
     config.run.mesh.data = case.devices
     train.start_jax(case.precision)
     jax.config.update("jax_enable_compilation_cache", False)

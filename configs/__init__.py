@@ -4,6 +4,7 @@ A file defines `get_config(arg)`; `--config=configs/x.py:tiny` passes `"tiny"`, 
 `--config.optim.learning_rate=3e-4` overrides a value.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +15,81 @@ from ml_collections import ConfigDict, config_flags
 
 from errors import UserError
 
+# Kind of config -> the command that takes it, one to begin with.
+KINDS = {
+    "pretraining": ("train.py", "configs/bert_mini.py"),
+    "finetuning": ("finetune.py", "configs/finetune/topic.py"),
+}
+
 
 def parse(
     argv: Sequence[str],
     switches: dict[str, str],
     counts: dict[str, str],
     texts: dict[str, str] | None = None,
+    *,
+    kind: str,
 ) -> flags.FlagValues:
     """Reads `--config`, `--workdir` and others (name -> help).
 
     Switches are boolean; a count is a whole number of at least 1, or None where it is
-    not given, as is a text.
+    not given, as is a text. `kind` of config: one of KINDS. `--help` and
+    `--show_config` print and exit.
 
     Raises:
       UserError: a flag or a config key that does not exist (with the nearest one), a
-        value of another type, a config file that is missing or fails.
+        value of another type, a config file that is missing, fails or is of another
+        kind.
     """
+    argv = _joined(argv)
+    wants_help, argv = "--help" in argv, [word for word in argv if word != "--help"]
+    values = _config_flag(argv)
+    flags.DEFINE_string(
+        "workdir", None, "The run folder [runs/NAME].", flag_values=values
+    )
+    switches = switches | {"show_config": "Prints all settings and exits."}
+    for name, text in switches.items():
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+    for name, text in counts.items():
+        flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=values)
+    for name, text in (texts or {}).items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    named = [word for word in argv if word.startswith("--config=")]
+    example = f"--config={KINDS[kind][1]}"
+    if wants_help:
+        lines = [f"  --{name}: {values[name].help}" for name in values]
+        usage = f"usage: {argv[0]} --config=FILE.py[:ARGUMENT]"
+        print("\n".join([f"{usage} [--config.GROUP.KEY=VALUE ...]", *sorted(lines)]))
+        print("" if named else f"settings: python {argv[0]} {example} --help")
+        if not named:
+            raise SystemExit(0)
+    if not named:
+        raise UserError(f"--config is missing: e.g. {example}")
+    rest = _read(values, argv, named[-1], kind)
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag: write --name=value")
+    if kind == "pretraining":
+        with values.config.unlocked():
+            keep_objective(values.config)
+    if wants_help or values.show_config:
+        print(describe(values.config))
+        raise SystemExit(0)
+    return values
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The words, with `--config FILE` as the one that ml_collections looks for."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--config":
+            joined[-1] = f"--config={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _config_flag(argv: Sequence[str]) -> flags.FlagValues:
+    """Flags with `--config`, and what the words override of it."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
@@ -38,49 +98,104 @@ def parse(
         flag_values=values,
         sys_argv=list(argv),
     )
-    flags.DEFINE_string(
-        "workdir", None, "The run folder [runs/NAME].", flag_values=values
-    )
-    for name, text in switches.items():
-        flags.DEFINE_bool(name, False, text, flag_values=values)
-    for name, text in counts.items():
-        flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=values)
-    for name, text in (texts or {}).items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    if "--help" in argv:
-        usage = (
-            f"usage: {argv[0]} --config=FILE.py[:ARGUMENT] [--config.GROUP.KEY=VALUE]"
-        )
-        lines = [f"  --{name}: {values[name].help}" for name in values]
-        print("\n".join([usage, *sorted(lines)]))
-        raise SystemExit(0)
-    if not any(argument.startswith("--config=") for argument in argv):
-        raise UserError("--config is missing: e.g. --config=configs/bert_mini.py")
+    return values
+
+
+def _read(
+    values: flags.FlagValues, argv: list[str], named: str, kind: str
+) -> list[str]:
+    """Reads the words; returns those that are no flags, the first one the command's."""
     try:
-        rest = values(list(argv))
-        values.config.lock()
+        _check_kind(named, kind)
+        rest = values(argv)
     except (flags.Error, AttributeError, KeyError) as error:
         message = str(error.args[0]).replace("\\n", ". ").replace("\\'", "").strip("'")
         raise UserError(f"{message} (in {' '.join(argv[1:])})") from error
     except (OSError, ImportError, SyntaxError, ValueError) as error:
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r} is not a flag: write --name=value")
-    return values
+    return rest
+
+
+def _check_kind(named: str, kind: str) -> None:
+    """Before anything is overridden that only the right kind has."""
+    file = _config_flag([named])
+    file(["", named])
+    found = "finetuning" if "task" in file.config else "pretraining"
+    if found != kind:
+        (command, example), (other, _) = KINDS[kind], KINDS[found]
+        raise UserError(
+            f"{named} is a config for {other}: run python {other} {named}, or give "
+            f"{command} one such as --config={example}"
+        )
+
+
+def describe(config: ConfigDict) -> str:
+    """A line a setting: its value, what it is, what it may be."""
+    from configs._settings import other_rows, rows_of
+
+    values = _by_name(config.to_dict())
+    rows = other_rows(values) | rows_of(values)
+    notes = {row.name: f"{row.help} ({row.wanted()})" for row in rows.values()}
+    return "\n".join(
+        f"{name}={value!r}  # {notes.get(name, 'Unknown.')}"
+        for name, value in values.items()
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Checks all that can be checked before anything is read.
+
+    Raises:
+      UserError: a setting that is unknown, missing, of another type or out of its
+        range, or that does not fit others.
+    """
+    from configs._settings import other_rows, rows_of, rules_of
+
+    values = flatten(config)
+    rows = rows_of(values)
+    known = other_rows(values) | rows
+    for name in sorted(values.keys() - known.keys()):
+        near = difflib.get_close_matches(name, known.keys() - values.keys(), n=1)
+        raise UserError(
+            f"the config has {name}={values[name]!r}, which is no setting of it: "
+            f"{f'did you mean {near[0]}?' if near else 'remove it'}"
+        )
+    for row in rows.values():
+        row.check_in(values)
+    for rule in rules_of(config):
+        sentence = rule(config)
+        if sentence:
+            raise UserError(sentence)
+
+
+def keep_objective(config: ConfigDict) -> None:
+    """Of `objective` only what its way to pre-train reads, where another brought more.
+
+    So one line changes the way: --config.objective.name=masked_lm.
+    """
+    from configs._settings import PRETRAININGS, rows_of
+
+    own = rows_of(flatten(config))
+    for way in PRETRAININGS.values():
+        for row in way.settings:
+            key = row.name.removeprefix("objective.")
+            if row.name not in own and key in config.objective:
+                del config.objective[key]
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """`{"optim.learning_rate": 0.001, ...}`, as JSON would hold it."""
+    return json.loads(json.dumps(_by_name(config.to_dict())))
 
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
+
+def _by_name(tree: dict[str, Any]) -> dict[str, Any]:
+    values = {}
+    for key, value in tree.items():
+        inner = _by_name(value) if isinstance(value, dict) else {}
+        values |= {f"{key}.{name}": found for name, found in inner.items()}
         if not isinstance(value, dict):
-            return {prefix: value}
-        found = {}
-        for key, inner in value.items():
-            found |= walk(f"{prefix}.{key}" if prefix else key, inner)
-        return found
-
-    return walk("", json.loads(json.dumps(config.to_dict())))
+            values[key] = value
+    return values
 
 
 def check_run_folder(folder: Path, config: ConfigDict) -> None:
@@ -116,11 +231,13 @@ def write_run_folder(folder: Path, config: ConfigDict) -> None:
 
 
 def read_config(folder: Path) -> ConfigDict:
-    """The config of a run folder.
+    """The config of a run folder, also of one that was begun before all settings were.
 
     Raises:
-      UserError: the folder is no run folder.
+      UserError: the folder is no run folder, or of a model that is unknown here.
     """
+    from configs._settings import upgrade
+
     path = folder / "config.json"
     if not path.exists():
         seeds = sorted(str(found.parent) for found in folder.glob("seed_*/config.json"))
@@ -128,7 +245,19 @@ def read_config(folder: Path) -> ConfigDict:
             f"{folder} is not a run folder (it has no config.json): give the --workdir "
             f"of a run{', such as ' + seeds[0] if seeds else ''}"
         )
-    return ConfigDict(json.loads(path.read_text()))
+    values = upgrade(_by_name(json.loads(path.read_text())))
+    return ConfigDict(_nested(values))
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, key = name.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[key] = value
+    return tree
 
 
 def variant(config: ConfigDict, arg: str) -> ConfigDict:
@@ -143,16 +272,30 @@ def variant(config: ConfigDict, arg: str) -> ConfigDict:
             "or :tiny"
         )
     if arg == "tiny":
+        from models import FAMILIES
+
         config.name += "_tiny"
-        config.data.update(corpus="pydoc_topics", sequence_length=32, batch_size=8)
-        config.data.heldout_fraction = 0.1
-        config.data.tokenizer.update(path="", vocab_size=512)
-        config.model.update(
-            vocab_size=512, max_positions=32, num_layers=2, num_heads=2, head_dim=8
-        )
-        config.model.update(hidden_size=16, ffn_size=64)
-        config.optim.update(total_steps=20, warmup_steps=4)
-        config.run.update(log_every_steps=5, eval_every_steps=10, micro_batches=1)
-        if config.objective.name == "masked_lm":
-            config.objective.max_predictions = 5
+        config.model.update(FAMILIES[config.model.family].tiny)
+        if "task" in config:
+            _make_task_tiny(config)
+        else:
+            _make_pretraining_tiny(config)
     return config
+
+
+def _make_task_tiny(config: ConfigDict) -> None:
+    config.data.update(train_examples=32, max_length=32, batch_size=8)
+    config.data.update(max_question_length=12, window_stride=8)
+    config.run.update(log_every_steps=2)
+
+
+def _make_pretraining_tiny(config: ConfigDict) -> None:
+    from pretraining import PRETRAININGS
+
+    way, vocab_size = PRETRAININGS[config.objective.name], config.model.vocab_size
+    config.data.update(corpus="pydoc_topics", sequence_length=32, batch_size=8)
+    config.data.heldout_fraction = 0.1
+    config.data.tokenizer.update(path="", vocab_size=vocab_size)
+    config.objective.update(way.tiny(config.objective, config.data.sequence_length))
+    config.optim.update(total_steps=20, warmup_steps=4, eval_every_steps=10)
+    config.run.update(log_every_steps=5, micro_batches=1)

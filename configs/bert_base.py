@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
             "document_boundary": "blank_line",  # or "file", "paragraph"
             "heldout_fraction": 0.001,
+            "heldout_tokens": 1_000_000,  # evaluated at most; 0: all
             "shards": "",  # their folder; "" is one in the cache, by content
             "sequence_length": 128,
             "batch_size": 256,
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(
         {
             "family": "bert",
+            "precision": "bfloat16",  # of the matrix products; or "float32"
             "vocab_size": 30_522,
             "max_positions": 512,
             "num_token_types": 2,
@@ -70,13 +72,12 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.objective = ConfigDict(
         {
-            "name": "masked_lm",
+            "name": "next_sentence",  # beside masked LM; "masked_lm": that alone
             "mask_rate": 0.15,
             "mask_token_rate": 0.8,
             "random_token_rate": 0.1,  # the rest stays as it is
             "max_predictions": 20,
             "whole_word": False,
-            "next_sentence": True,
             "short_seq_prob": 0.1,
             "random_next_rate": 0.5,  # chunks of one sentence come on top
         }
@@ -88,19 +89,19 @@ def get_config(arg: str = "") -> ConfigDict:
             "learning_rate": 1e-4,
             "end_learning_rate": 0.0,
             "warmup_steps": 10_000,
+            "eval_every_steps": 5_000,
             "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.999,
             "epsilon": 1e-6,
             "weight_decay": 0.01,
             "no_decay": (r".*/bias", r".*/scale"),
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # 0: off
             "groups": ((".*", {}),),  # ordered (path pattern, own settings)
         }
     )
     config.run = ConfigDict(
         {
-            "precision": "bfloat16",  # of the matrix products; or "float32"
             # Devices; -1 is the rest. The batch is cut over data x fsdp, parameters and
             # optimizer over fsdp x tensor.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -111,7 +112,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "remat": "none",  # recomputed: "none", all but "matmuls", all of a "block"
             "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 100,
-            "eval_every_steps": 5_000,
             "save_every_minutes": 10.0,
         }
     )

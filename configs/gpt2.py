@@ -42,6 +42,7 @@ def get_config(arg: str = "small") -> ConfigDict:
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
             "document_boundary": "blank_line",  # or "file", "paragraph"
             "heldout_fraction": 0.001,
+            "heldout_tokens": 1_000_000,  # evaluated at most; 0: all
             "shards": "",  # their folder; "" is one in the cache, by content
             "sequence_length": 1024,
             "batch_size": 512,
@@ -61,6 +62,7 @@ def get_config(arg: str = "small") -> ConfigDict:
     config.model = ConfigDict(
         {
             "family": "gpt",
+            "precision": "bfloat16",  # of the matrix products; or "float32"
             "vocab_size": 50_257,
             "max_positions": 1024,
             "num_layers": layers,
@@ -88,19 +90,19 @@ def get_config(arg: str = "small") -> ConfigDict:
             "learning_rate": 6e-4,
             "end_learning_rate": 6e-5,
             "warmup_steps": 2_000,
+            "eval_every_steps": 5_000,
             "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
             "weight_decay": 0.1,
             "no_decay": (r".*/bias", r".*/scale"),
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # 0: off
             "groups": ((".*", {}),),  # ordered (path pattern, own settings)
         }
     )
     config.run = ConfigDict(
         {
-            "precision": "bfloat16",  # of the matrix products; or "float32"
             # Devices; -1 is the rest. The batch is cut over data x fsdp, parameters and
             # optimizer over fsdp x tensor.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -111,7 +113,6 @@ def get_config(arg: str = "small") -> ConfigDict:
             "remat": "none",  # recomputed: "none", all but "matmuls", all of a "block"
             "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 100,
-            "eval_every_steps": 5_000,
             "save_every_minutes": 10.0,
         }
     )

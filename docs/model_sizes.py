@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import models
 from configs import gpt2
 from objectives.cross_entropy import weighted_cross_entropy
+from pretraining import PRETRAININGS
 from training import costs
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def all_configs() -> Iterator[ConfigDict]:
 
 def sizes(config: ConfigDict) -> dict[str, int]:
     """Parameters by path; layer_0 is traced alone and stands for all layers."""
-    model = models.build(config.model.to_dict() | {"num_layers": 1}, "float32")
+    model = models.build(config.model.to_dict() | {"num_layers": 1})
     tokens = jnp.zeros((1, 2), jnp.int32)
     tree = jax.eval_shape(
         lambda key: model.init(key, tokens, deterministic=True), jax.random.key(0)
@@ -79,9 +80,8 @@ def sizes(config: ConfigDict) -> dict[str, int]:
 
 def predictions(config: ConfigDict) -> int:
     """Positions of a row whose words are predicted."""
-    if config.objective.name == "masked_lm":
-        return config.objective.max_predictions
-    return config.data.sequence_length
+    way = PRETRAININGS[config.objective.name]
+    return way.predicted(config.objective, config.data.sequence_length)
 
 
 def forward_flops(config: ConfigDict) -> float:
@@ -93,7 +93,7 @@ def forward_flops(config: ConfigDict) -> float:
 def saved_bytes(config: ConfigDict, num_layers: int, rows: int) -> int:
     """What reverse-mode differentiation saves between forward and backward pass."""
     fields = config.model.to_dict() | {"num_layers": num_layers}
-    model = models.build(fields, config.run.precision)
+    model = models.build(fields)
     tokens = jnp.zeros((rows, config.data.sequence_length), jnp.int32)
     places = jnp.zeros((rows, predictions(config)), jnp.int32)
     masked = {"predict_positions": places} if fields["family"] == "bert" else {}
@@ -124,13 +124,13 @@ def size_row(config: ConfigDict) -> str:
     cells = [f"`{config.name}`", f"{count:,}", f"{exact:,}" if exact else "", label]
     cells += [f"{config.data.sequence_length:,}"]
     cells += [f"{number / 1e9:,.{3 if number < 1e11 else 0}f}" for number in numbers]
-    return f"| {' | '.join([*cells, config.run.precision])} |\n"
+    return f"| {' | '.join([*cells, config.model.precision])} |\n"
 
 
 def run_row(config: ConfigDict) -> str:
     """Of the table of runs: training FLOPs counted here, by the source, as named."""
     tokens, rule, published = RUNS[config.name]
-    if config.objective.name == "masked_lm":
+    if "max_predictions" in config.objective:
         config.data.sequence_length, config.objective.max_predictions = 512, 80
     forward, count = forward_flops(config), sum(sizes(config).values())
     look_up = 2 * config.model.vocab_size * config.model.hidden_size

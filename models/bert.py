@@ -234,6 +234,15 @@ def pooler(fields: Mapping[str, Any]) -> str:
     return "base" if fields["pooler"] else "new"
 
 
+def next_sentence_is_pooled(config: Any) -> str | None:
+    if config.model.next_sentence_head and not config.model.pooler:
+        return (
+            "model.next_sentence_head=True reads the pooler, but model.pooler=False: "
+            "set model.pooler=True, or model.next_sentence_head=False"
+        )
+    return None
+
+
 FAMILY = Family(
     module=Bert,
     inputs=("tokens", "segment_ids", "positions", "token_types", "predict_positions"),
@@ -261,4 +270,5 @@ FAMILY = Family(
         Setting("model.next_sentence_head", bool, "Predicts whether B follows A."),
     ),
     tiny=TINY,
+    rules=(next_sentence_is_pooled,),
 )

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax.sharding import PartitionSpec
 
-from settings import Setting
+from settings import Rule, Setting
 
 Fields = Mapping[str, Any]  # `model` of a config
 
@@ -53,6 +53,7 @@ class Family:
         dropouts: fields that fine-tuning sets anew.
         settings: of its fields; those of a run are complete without what came later.
         tiny: fields at a size that trains in seconds.
+        rules: what must fit what.
     """
 
     module: type[nn.Module]
@@ -71,3 +72,4 @@ class Family:
     dropouts: tuple[str, ...]
     settings: tuple[Setting, ...]
     tiny: Mapping[str, Any]
+    rules: tuple[Rule, ...] = ()

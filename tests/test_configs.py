@@ -1,31 +1,65 @@
-"""Every config is complete, every setting is read, and every `:tiny` trains."""
+"""Every config is complete, every setting is read, and every `:tiny` trains.
 
+After a change that is meant `python -m tests.test_configs` writes their values anew.
+"""
+
+import ast
+import functools
 import importlib
 import inspect
 import json
+import math
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 import configs
-import models
-import predict
-import prepare
 import train
+from configs import _settings, gpt2
+from configs.finetune import glue
 from errors import UserError
 
 ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
-GROUPS = {"data", "model", "objective", "optim", "run"}
+TASKS = sorted(path.stem for path in (ROOT / "configs/finetune").glob("[!_]*.py"))
 
 
 def get_config(name, arg=""):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-def parse(*arguments):
-    return configs.parse(["train.py", *arguments], {}, {})
+def all_configs():
+    """One of every file and argument, and of the files `:tiny`."""
+    arguments = {"gpt2": [*gpt2.SIZES], "finetune.glue": []}
+    for task in glue.TASKS:
+        arguments["finetune.glue"] += [task, f"{task}:gpt1", f"{task}:tiny"]
+    for name in [*FILES, *(f"finetune.{task}" for task in TASKS)]:
+        for arg in arguments.get(name, [""]):
+            yield get_config(name, arg)
+        if name != "finetune.glue":
+            yield get_config(name, "tiny")
+
+
+def snapshot():
+    """Setting -> value -> names of the configs that have it; "all" that have any."""
+    found = {}
+    for config in all_configs():
+        for setting, value in configs.flatten(config).items():
+            values = found.setdefault(setting, {})
+            values.setdefault(json.dumps(value), []).append(config.name)
+    return {
+        setting: {
+            value: " ".join(names) if len(values) > 1 else "all"
+            for value, names in values.items()
+        }
+        for setting, values in found.items()
+    }
+
+
+def parse(*arguments, kind="pretraining"):
+    return configs.parse(["train.py", *arguments], {}, {}, kind=kind)
 
 
 @pytest.fixture
@@ -63,44 +97,169 @@ def test_tiny_trains_two_steps_and_resumes(name, corpus, tmp_path, capsys):
         train.train(config, workdir)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_configs_have_the_five_groups_and_build_their_model(name):
-    config = get_config(name)
-    assert set(config.keys()) == GROUPS | {"name", "seed", "init_from"}
-    assert config.model.num_heads * config.model.head_dim == config.model.hidden_size
-    models.build(config.model.to_dict(), config.run.precision)
-    train.make_schedule(**train.schedule_settings(config.optim))
-    assert config.data.sequence_length <= config.model.max_positions
-    assert inspect.getdoc(importlib.import_module(f"configs.{name}"))
+def test_a_change_shows_in_every_config_that_it_changes():
+    before = json.loads((GOLDEN / "configs.json").read_text())
+    now = snapshot()
+    changed = {
+        setting: (before.get(setting), now.get(setting))
+        for setting in before.keys() | now.keys()
+        if before.get(setting) != now.get(setting)
+    }
+    assert not changed, "python -m tests.test_configs, if it is meant"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_setting_is_dead(name):
-    """Each key is named in the code that reads configs (model fields by the model)."""
-    readers = (train, prepare, predict, configs, models)
-    code = "".join(inspect.getsource(module) for module in readers)
-    config = get_config(name)
-    for key in configs.flatten(config):
-        group, _, rest = key.partition(".")
-        if group == "model" and rest != "family":
-            continue  # a field that the model lacks is an error, tested below
-        if key.startswith("data.tokenizer.") and rest != "tokenizer.path":
-            assert (
-                rest.split(".")[1]
-                in inspect.signature(prepare.tokenizers.train).parameters
-            ), key
-            continue
-        assert key.split(".")[-1] in code, key
+def test_configs_are_right():
+    names = [config.name for config in all_configs()]
+    assert len(set(names)) == len(names) > 60
+    for config in all_configs():
+        if "task" in config:
+            config.data.train = config.data.train or "labelled.tsv"
+        configs.check(config)
+    for name in [*FILES, *(f"finetune.{task}" for task in TASKS)]:
+        assert inspect.getdoc(importlib.import_module(f"configs.{name}")), name
 
 
-def test_unknown_model_fields_are_named():
-    fields = get_config("bert_mini").model.to_dict()
-    with pytest.raises(UserError, match="num_layer_s"):
-        models.build(fields | {"num_layer_s": 3}, "float32")
-    with pytest.raises(UserError, match=r"model.family='bart'.*bert or gpt"):
-        models.build(fields | {"family": "bart"}, "float32")
-    with pytest.raises(UserError, match=r"run.precision='float16'"):
-        models.build(fields, "float16")
+def words_of(path):
+    """Names and whole strings in the code of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for field in ("id", "attr", "arg", "value"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield word
+
+
+def test_no_setting_is_dead():
+    """Each is a row, each row is in some config, and the code names its key."""
+    there = {name for config in all_configs() for name in configs.flatten(config)}
+    rows = {}
+    for config in all_configs():
+        values = configs.flatten(config)
+        rows |= _settings.other_rows(values) | _settings.rows_of(values)
+    assert rows.keys() == there
+    apart = {"tests", "benchmarks", "docs", "configs", "notebooks"}
+    code = [
+        path
+        for path in ROOT.rglob("*.py")
+        if not apart & {*path.relative_to(ROOT).parts} and ".venv" not in path.parts
+    ]
+    read = {word for path in code for word in words_of(path)}
+    assert not {name for name in there if name.rpartition(".")[2] not in read}
+    assert all(row.help.endswith((".", "...")) for row in rows.values())
+
+
+# What is refused, each in one sentence.
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("objective.name", "electra", "must be one of causal_lm, masked_lm, next_sent"),
+        ("model.family", "bart", "must be one of bert, gpt"),
+        ("model.precision", "float16", "must be one of float32, bfloat16"),
+        ("model.activation", "silu", "must be one of gelu_erf"),
+        ("run.remat", "all", "must be one of none, matmuls, block"),
+        ("run.parallel", "fsdp", "must be one of jit, pmap"),
+        ("optim.schedule", "cosin", "must be one of linear, cosine"),
+        ("optim.adam", "lion", "must be one of adamw, bert, gpt1"),
+        ("data.tokenizer.algorithm", "bpe", "must be one of wordpiece, byte_bpe"),
+        ("data.tokenizer.unicode_form", "NFD", "must be one of none, NFC"),
+        ("run.log_every_steps", 0, "must be a whole number, at least 1"),
+        ("optim.eval_every_steps", 0, "must be a whole number, at least 1"),
+        ("optim.total_steps", 0, "must be a whole number, at least 1"),
+        ("run.logit_chunks", 0, "must be a whole number, at least 1"),
+        ("run.micro_batches", -1, "must be a whole number, at least 0"),
+        ("run.mesh.data", 0, "must be at least 1, or -1, the rest"),
+        ("model.num_layers", 0, "must be a whole number, at least 1"),
+        ("model.num_heads", 0, "must be a whole number, at least 1"),
+        ("model.num_heads", True, "must be a whole number, at least 1"),
+        (
+            "model.attention_dropout",
+            1.0,
+            "must be a number, at least 0 and less than 1",
+        ),
+        ("model.residual_dropout", -0.1, "must be a number, at least 0 and less than"),
+        ("model.embedding_dropout", math.nan, "must be a number, at least 0"),
+        ("optim.learning_rate", -1e-3, "must be a number, at least 0"),
+        ("optim.end_learning_rate", -1e-3, "must be a number, at least 0"),
+        ("optim.clip_norm", -1.0, "must be a number, at least 0"),
+        ("optim.b2", 1.0, "must be a number, at least 0 and less than 1"),
+        ("optim.warmup_steps", 20, "less than optim.total_steps=20"),
+        ("optim.groups", ((".*", {"froze": True}),), "the setting 'froze'"),
+        ("optim.groups", "frozen", "must be a tuple"),
+        ("objective.mask_rate", 1.5, "must be a number, more than 0 and at most 1"),
+        ("objective.mask_rate", "half", "must be a number, more than 0"),
+        ("data.heldout_fraction", 0.0, "must be a number, more than 0 and less than 1"),
+        ("data.heldout_tokens", -1, "must be a whole number, at least 0"),
+        ("data.sequence_length", 64, "is longer than model.max_positions=32"),
+        ("data.tokenizer.vocab_size", 600, "is more than model.vocab_size=512"),
+        ("model.next_sentence_head", True, "but model.pooler=False"),
+        ("seed", None, "must be a whole number, at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(path, value, message):
+    config = get_config("bert_mini", "tiny")
+    configs.check(config)
+    tree = config.to_dict()
+    *groups, key = path.split(".")
+    functools.reduce(dict.__getitem__, groups, tree)[key] = value
+    with pytest.raises(UserError) as found:
+        configs.check(ConfigDict(tree))
+    assert str(found.value).startswith(path) and message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("task.kind", "regression", r"'regression' must be one of classification, "),
+        ("task.metric", "bleu", r"task.metric='bleu'.* is measured by one of accuracy"),
+        ("data.train", "", r"data.train is empty"),
+        ("data.eval_fraction", 0.0, r"data.eval_fraction=0 must be more than 0"),
+        ("optim.epochs", 0.0, r"optim.epochs=0.0 must be a number, more than 0"),
+        ("optim.warmup_fraction", 1.0, r"=1.0 must be a number, at least 0 and less"),
+        ("optim.layerwise.decay", 0.0, r"layerwise.decay=0.0 must be a number, more"),
+        ("head.dropout", 1.0, r"head.dropout=1.0 must be a number, at least 0 and les"),
+        ("run.micro_batches", -1, r"run.micro_batches=-1 must be a whole number, at"),
+        ("model.next_sentence_head", True, r"but model.pooler=False"),
+    ],
+)
+def test_settings_of_fine_tuning_that_make_no_sense_are_refused(path, value, message):
+    config = get_config("finetune.topic")
+    config.data.train = "topics.tsv"
+    configs.check(config)
+    config.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        configs.check(config)
+
+
+def test_a_schedule_that_is_scaled_by_the_warm_up_needs_one():
+    config = get_config("finetune.glue", "mrpc:gpt1")
+    config.optim.warmup_fraction = 0.0
+    with pytest.raises(UserError, match=r"'gpt1_linear' is scaled by the warm-up"):
+        configs.check(config)
+
+
+def test_unknown_and_missing_settings_are_named():
+    config = get_config("bert_mini")
+    config.model.num_layer = 4
+    del config.model.num_layers
+    with pytest.raises(
+        UserError, match=r"num_layer=4, .*did you mean model.num_layers"
+    ):
+        configs.check(config)
+    del config.model["num_layer"]
+    with pytest.raises(
+        UserError, match=r"has no model.num_layers: add it, a whole num"
+    ):
+        configs.check(config)
+    del config.model["family"]
+    with pytest.raises(
+        UserError, match=r"has no model.family: add it, one of bert, gp"
+    ):
+        configs.check(config)
+    config = get_config("gpt_mini")
+    config.objective.zyx = 1
+    with pytest.raises(UserError, match=r"objective.zyx=1, .*: remove it"):
+        configs.check(config)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +291,20 @@ def test_config_files_and_variants_that_do_not_exist_are_named(argument, message
 
 
 def test_no_config_is_named():
-    with pytest.raises(UserError, match="--config is missing"):
+    with pytest.raises(UserError, match=r"--config is missing.*configs/bert_mini.py"):
         parse()
+    with pytest.raises(UserError, match=r"is missing.*configs/finetune/topic.py"):
+        parse("--config", kind="finetuning")
+
+
+def test_a_config_of_the_other_command_is_refused():
+    topic, mini = f"{ROOT}/configs/finetune/topic.py", f"{ROOT}/configs/bert_mini.py"
+    with pytest.raises(
+        UserError, match=r"topic.py is a config for finetune.py: run py"
+    ):
+        parse(f"--config={topic}", "--config.data.train=topics.tsv")
+    with pytest.raises(UserError, match=r"bert_mini.py is a config for train.py: run"):
+        parse("--config", mini, "--config.optim.total_steps=3", kind="finetuning")
 
 
 def test_overrides_and_variants_reach_the_config():
@@ -142,16 +313,54 @@ def test_overrides_and_variants_reach_the_config():
     )
     assert flags.config.model.num_layers == 48
     assert flags.config.optim.learning_rate == 1.0
+    flags = parse("--config", f"{ROOT}/configs/gpt2.py:xl", "--workdir", "runs/x")
+    assert (flags.config.model.num_layers, flags.workdir) == (48, "runs/x")
+
+
+def test_a_line_changes_the_way_to_pretrain():
+    config = f"--config={ROOT}/configs/bert_base.py"
+    name = "--config.objective.name=masked_lm"
+    found = parse(config, name, "--config.model.next_sentence_head=False").config
+    configs.check(found)
+    assert "short_seq_prob" not in found.objective
+    assert found.is_locked
+    mini = f"--config={ROOT}/configs/bert_mini.py"
+    with pytest.raises(
+        UserError, match=r"has no objective.short_seq_prob: add it, a n"
+    ):
+        configs.check(parse(mini, "--config.objective.name=next_sentence").config)
+
+
+@pytest.mark.parametrize("switch", ["--help", "--show_config"])
+def test_settings_are_shown_as_they_are(switch, capsys):
+    config = f"--config={ROOT}/configs/bert_mini.py:tiny"
+    with pytest.raises(SystemExit) as left:
+        parse(config, "--config.optim.b2=0.5", switch)
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert (
+        "optim.b2=0.5  # Of its mean of squares. (a number, at least 0 and less than 1)"
+        in shown
+    )
+    settings = [line for line in shown.splitlines() if "  # " in line]
+    assert len(settings) == len(configs.flatten(get_config("bert_mini")))
+    assert ("--workdir: The run folder" in shown) == (switch == "--help")
+
+
+def test_help_without_a_config_says_how_to_see_the_settings(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help", kind="finetuning")
+    shown = capsys.readouterr().out
+    assert "--show_config: " in shown
+    assert "--config=configs/finetune/topic.py --help" in shown
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.vocab_size", 50, r"the tokenizer has \d+ pieces, but .*size=50"),
-        ("data.sequence_length", 64, r"data.sequence_length=64 is longer than"),
+        ("model.vocab_size", 300, r"the tokenizer has \d+ pieces, but .*size=300"),
         ("data.batch_size", 12, r"data.batch_size=12 does not divide over 8 devices"),
         ("data.corpus", "nowhere/*.txt", "nowhere"),
-        ("optim.schedule", "cosin", "optim.schedule='cosin'"),
         ("objective.mask_rate", 1.5, "objective.mask_rate=1.5"),
         ("run.mesh.data", 16, "run.mesh.data=16"),
     ],
@@ -188,3 +397,33 @@ def test_only_run_may_differ(tmp_path):
     changed.objective.mask_rate = 0.3
     with pytest.raises(UserError, match=r"objective.mask_rate was 0.4, is 0.3"):
         configs.check_run_folder(tmp_path, changed)
+
+
+# Runs of before.
+
+
+OLDER = json.loads((GOLDEN / "older_configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_runs_that_were_begun_before_a_setting_go_on(name, tmp_path):
+    """Configs as runs had them when precision and evaluation were in `run`."""
+    (tmp_path / "config.json").write_text(json.dumps(OLDER[name]))
+    file = "finetune.topic" if name == "topic_tiny" else name.removesuffix("_tiny")
+    now = get_config(file, "tiny")
+    if name == "bert_mini_tiny":
+        now.objective.max_predictions = 5
+    if "task" not in now:
+        now.data.heldout_tokens = 0
+    assert configs.flatten(configs.read_config(tmp_path)) == configs.flatten(now)
+    configs.check_run_folder(tmp_path, now)
+    was = now.model.precision
+    now.model.precision = {"float32": "bfloat16", "bfloat16": "float32"}[was]
+    with pytest.raises(UserError, match=rf"model.precision was '{was}', is '\w+'"):
+        configs.check_run_folder(tmp_path, now)
+
+
+if __name__ == "__main__":
+    with (GOLDEN / "configs.json").open("w") as file:
+        json.dump(snapshot(), file, indent=1)
+        file.write("\n")

@@ -69,7 +69,8 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                     continue
                 if words[1] in ("train.py", "finetune.py", "prepare.py"):
                     switches = {"show_batch": "", "dry_run": "", "distributed": ""}
-                    configs.parse(words[1:], switches, {"seeds": ""})
+                    kind = "finetuning" if words[1] == "finetune.py" else "pretraining"
+                    configs.parse(words[1:], switches, {"seeds": ""}, kind=kind)
                 elif words[1] == "predict.py":
                     parse_arguments(words[2:])
                 else:

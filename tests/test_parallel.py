@@ -42,7 +42,7 @@ def tiny(name):
     config.model.attention_dropout = 0.0
     # Gradients that are 0 but for rounding (of key biases) do not become whole updates.
     config.optim.epsilon = 1e-2
-    config.run.update(precision="float32")
+    config.model.precision = "float32"
     return config
 
 
@@ -245,11 +245,12 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
         f"--config.data.corpus={tmp_path / 'corpus.txt'}",
         "--config.data.heldout_fraction=0.3",
         "--config.data.tokenizer.vocab_size=300",
-        "--config.run.eval_every_steps=100",
+        "--config.optim.eval_every_steps=100",
         "--config.run.log_every_steps=1",
         f"--workdir={tmp_path / 'two'}",
     ]
-    config = configs.parse([*arguments, "--config.run.mesh.data=1"], {}, {}).config
+    words = [*arguments, "--config.run.mesh.data=1"]
+    config = configs.parse(words, {}, {}, kind="pretraining").config
     assert train.train(config, tmp_path / "one") == 0
 
     with socket.socket() as free:

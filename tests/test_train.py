@@ -47,7 +47,8 @@ def tiny(name, folder):
     config.data.update(corpus=str(folder / "corpus.txt"), heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
     config.optim.update(total_steps=6, warmup_steps=2)
-    config.run.update(log_every_steps=1, precision="float32")
+    config.model.precision = "float32"
+    config.run.log_every_steps = 1
     return config
 
 
@@ -103,7 +104,7 @@ def command(folder, workdir):
         "--config.data.tokenizer.vocab_size=300",
         "--config.optim.total_steps=300",
         "--config.model.residual_dropout=0.1",
-        "--config.run.eval_every_steps=40",
+        "--config.optim.eval_every_steps=40",
         "--config.run.log_every_steps=1",
     ]
 

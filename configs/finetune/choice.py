@@ -12,6 +12,7 @@ contexts lose their end. No result has been measured yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 
 
@@ -27,4 +28,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.max_length = 128
     config.data.batch_size = 16
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

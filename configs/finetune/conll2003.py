@@ -14,7 +14,8 @@ sentence as fits. Here a sentence stands alone, with which others report a test 
 
 from ml_collections import ConfigDict
 
-from configs.finetune import tagging, topic
+import configs
+from configs.finetune import tagging
 from configs.finetune.glue import BERT
 
 
@@ -23,4 +24,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "conll2003"
     config.data.max_length = 128
     config.optim.update(BERT, learning_rate=5e-5)
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

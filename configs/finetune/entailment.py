@@ -9,6 +9,7 @@ No result has been measured yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 
 
@@ -17,4 +18,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "entailment"
     config.task.text_columns = ("premise", "hypothesis")
     config.data.max_length = 96
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

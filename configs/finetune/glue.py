@@ -30,6 +30,7 @@ here yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs import gpt_mini
 from configs.finetune import topic
 from errors import UserError
@@ -96,7 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if rest.startswith("gpt1"):
         config.name += "_gpt1"
         use_gpt1(config)
-    return topic.variant(config, "tiny" if rest.endswith("tiny") else "")
+    return configs.variant(config, "tiny" if rest.endswith("tiny") else "")
 
 
 def use_gpt1(config: ConfigDict) -> None:

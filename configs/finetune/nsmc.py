@@ -10,6 +10,7 @@ Columns `text` and `label`; the release's own are `document` and `label` (0, 1):
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 
 
@@ -17,4 +18,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = topic.get_config()
     config.name = "nsmc"
     config.task.metric = "accuracy"
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

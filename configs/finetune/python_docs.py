@@ -14,6 +14,7 @@ topic.py. No fine-tuned result has been measured yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 from data.labelled import LIBRARIES
 
@@ -25,4 +26,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.update(
         train="python_docs@train", eval="python_docs@eval", test="python_docs@test"
     )
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

@@ -14,6 +14,7 @@ wrong endings; 374 of them are held out, as many as in GPT-1's release. GPT-1's 
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import glue, topic
 
 
@@ -29,4 +30,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.update(eval_fraction=0.2, max_length=128, batch_size=32)
     glue.use_gpt1(config)
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

@@ -11,6 +11,7 @@ No result has been measured yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 
 
@@ -24,4 +25,4 @@ def get_config(arg: str = "") -> ConfigDict:
         metric="pearson",
     )
     config.data.max_length = 96
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

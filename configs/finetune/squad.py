@@ -12,6 +12,7 @@ SQuAD 2.0: --config.task.null_answers=True. No result has been measured yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 
 
@@ -28,4 +29,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.max_length = 128
     config.data.max_question_length = 32
     config.data.window_stride = 48
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

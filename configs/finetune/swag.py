@@ -12,6 +12,7 @@ No result has been measured here yet.
 
 from ml_collections import ConfigDict
 
+import configs
 from configs.finetune import topic
 from configs.finetune.glue import BERT
 
@@ -28,4 +29,4 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.update(max_length=128, batch_size=16)
     config.optim.update(BERT, learning_rate=2e-5)
-    return topic.variant(config, arg)
+    return configs.variant(config, arg)

@@ -11,7 +11,7 @@ the new head ten times as fast, for small models as the minis (Turc et al. 2019 
 
 from ml_collections import ConfigDict
 
-from errors import UserError
+import configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -60,8 +60,9 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.model = ConfigDict(
-        {  # the three dropout rates hold for models of init_from as well
+        {  # precision and the three dropout rates hold for models of init_from as well
             "family": "bert",
+            "precision": "float32",  # of the matrix products; or "bfloat16"
             "vocab_size": 8192,
             "max_positions": 128,
             "num_token_types": 2,
@@ -105,7 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "epsilon": 1e-6,
             "weight_decay": 0.01,
             "no_decay": (r".*/bias", r".*/scale"),
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # 0: off
             # Ordered (path pattern, own settings); the first that matches counts.
             "groups": ((r"head/.*", {"multiplier": 10.0}), (".*", {})),
             # Rates that fall by layer, instead of the group ".*": decay 0.8 and
@@ -115,36 +116,17 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run = ConfigDict(
         {
-            "precision": "float32",  # of the matrix products; or "bfloat16"
             # Devices; -1 is the rest. The batch is cut over data x fsdp, parameters and
             # optimizer over fsdp x tensor.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "parallel": "jit",  # or "pmap": the whole state on every device
             "data_threads": 2,  # that make batches ahead
-            "micro_batches": 1,
+            "micro_batches": 1,  # 0: as few as fit the memory
+            "logit_chunks": 1,  # parts that the logits are computed in, to save memory
+            "remat": "none",  # recomputed: "none", all but "matmuls", all of a "block"
+            "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 20,
             "save_every_minutes": 10.0,
         }
     )
-    return variant(config, arg)
-
-
-def variant(config: ConfigDict, arg: str) -> ConfigDict:
-    """`config` itself for `""`; for `"tiny"` the same at a size that trains in seconds.
-
-    Raises:
-      UserError: another `arg`.
-    """
-    if arg not in ("", "tiny"):
-        raise UserError(
-            f"{config.name} has no variant {arg!r}: write nothing after the file name, "
-            "or :tiny"
-        )
-    if arg == "tiny":
-        config.name += "_tiny"
-        config.data.update(train_examples=32, max_length=32, batch_size=8)
-        config.data.update(max_question_length=12, window_stride=8)
-        config.model.update(vocab_size=512, max_positions=32, num_layers=2)
-        config.model.update(num_heads=2, head_dim=8, hidden_size=16, ffn_size=64)
-        config.run.update(log_every_steps=2)
-    return config
+    return configs.variant(config, arg)

@@ -1,0 +1,376 @@
+"""The table of settings: rows that every config has, and what must fit what.
+
+Families, ways to pre-train and kinds of task bring the rows of their own fields.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data.corpora import BOUNDARIES
+from data.tokenizers import ALGORITHMS, UNICODE_FORMS
+from models import FAMILIES, PRECISIONS
+from models.transformer import REMAT
+from pretraining import PRETRAININGS
+from settings import NEVER, Rule, Setting
+from tasks import KINDS
+from training.optimizers import (
+    RELEASED_SHAPES,
+    SCALED_BY_WARMUP,
+    SHAPES,
+    make_schedule,
+    parse_groups,
+)
+
+FAMILY = Setting("model.family", str, "One of models/.", choices=(*FAMILIES,))
+WAY = Setting(
+    "objective.name",
+    str,
+    "Way to pre-train, one of pretraining/.",
+    choices=(*PRETRAININGS,),
+)
+KIND = Setting("task.kind", str, "One of tasks/.", choices=(*KINDS,))
+
+COMMON = (
+    Setting("name", str, "Of the run, whose folder is runs/NAME."),
+    Setting("seed", int, "Of fresh weights, order and dropout.", at_least=0),
+    Setting("data.tokenizer.path", str, 'Bring your own; "" learns one.'),
+    Setting(
+        "data.tokenizer.algorithm", str, "Of one that is learnt.", choices=ALGORITHMS
+    ),
+    Setting("data.tokenizer.lowercase", bool, "Of one that is learnt."),
+    Setting(
+        "data.tokenizer.strip_accents",
+        bool,
+        "Of one that is learnt; Hangul stays whole.",
+    ),
+    Setting(
+        "data.tokenizer.unicode_form",
+        str,
+        "Of one that is learnt.",
+        choices=UNICODE_FORMS,
+    ),
+    Setting(
+        "data.tokenizer.sample_bytes",
+        int,
+        "Of text that it is learnt from.",
+        at_least=1,
+    ),
+    FAMILY,
+    Setting("model.precision", str, "Of the matrix products.", choices=(*PRECISIONS,)),
+    Setting(
+        "optim.schedule",
+        str,
+        "Rise and fall of the rate.",
+        choices=SHAPES + RELEASED_SHAPES,
+    ),
+    Setting("optim.learning_rate", float, "At the peak.", at_least=0),
+    Setting("optim.end_learning_rate", float, "Of the last update.", at_least=0),
+    Setting(
+        "optim.adam",
+        str,
+        "AdamW, or as a release computes it.",
+        choices=("adamw", "bert", "gpt1"),
+    ),
+    Setting("optim.b1", float, "Decay of Adam's mean.", at_least=0, less_than=1),
+    Setting("optim.b2", float, "Of its mean of squares.", at_least=0, less_than=1),
+    Setting("optim.epsilon", float, "Added to the root in Adam.", at_least=0),
+    Setting("optim.weight_decay", float, "Of each update, times the rate.", at_least=0),
+    Setting("optim.no_decay", tuple, "Patterns of paths without weight decay."),
+    Setting(
+        "optim.clip_norm",
+        float,
+        "Norm that all gradients are cut to; 0: off.",
+        at_least=0,
+    ),
+    Setting("optim.groups", tuple, "Ordered (pattern of paths, own settings)."),
+    Setting("run.mesh.data", int, "Devices, which cut the batch; -1: the rest."),
+    Setting("run.mesh.fsdp", int, "Devices that cut the batch and the state."),
+    Setting("run.mesh.tensor", int, "Devices that cut the matrices."),
+    Setting(
+        "run.parallel",
+        str,
+        "pmap: the whole state on every device.",
+        choices=("jit", "pmap"),
+    ),
+    Setting("run.data_threads", int, "Threads that make batches ahead.", at_least=0),
+    Setting(
+        "run.micro_batches",
+        int,
+        "Parts of a batch; 0: as few as fit the memory.",
+        at_least=0,
+    ),
+    Setting(
+        "run.logit_chunks",
+        int,
+        "Parts that the logits are computed in.",
+        at_least=1,
+        older=1,
+    ),
+    Setting(
+        "run.remat",
+        str,
+        "Recomputed: nothing, all but matmuls, all of a block.",
+        choices=(*REMAT,),
+        older="none",
+    ),
+    Setting(
+        "run.fused_attention",
+        bool,
+        "By cuDNN: bfloat16 on a GPU, without dropout.",
+        older=False,
+    ),
+    Setting("run.log_every_steps", int, "Updates between rows of metrics.", at_least=1),
+    Setting("run.save_every_minutes", float, "Between checkpoints.", at_least=0),
+)
+PRETRAINING = (
+    *COMMON,
+    Setting("init_from", str, "Run whose weights, and tokenizer, to go on from."),
+    Setting(
+        "data.corpus",
+        str,
+        "python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...",
+    ),
+    Setting("data.text_field", str, "Of .jsonl and TFDS, column of .parquet."),
+    Setting(
+        "data.document_boundary",
+        str,
+        "What parts documents in a .txt file.",
+        choices=(*BOUNDARIES,),
+    ),
+    Setting(
+        "data.heldout_fraction",
+        float,
+        "Share of the documents, chosen by content.",
+        more_than=0,
+        less_than=1,
+    ),
+    Setting(
+        "data.heldout_tokens",
+        int,
+        "Of these, evaluated at most; 0: all.",
+        at_least=0,
+        older=0,
+    ),
+    Setting("data.shards", str, 'Their folder; "" is one in the cache, by content.'),
+    Setting("data.sequence_length", int, "Tokens of a row.", at_least=1),
+    Setting("data.batch_size", int, "Rows of an update.", at_least=1),
+    Setting("data.tokenizer.vocab_size", int, "Pieces of a learnt one.", at_least=1),
+    WAY,
+    Setting("optim.total_steps", int, "Updates of the whole run.", at_least=1),
+    Setting("optim.warmup_steps", int, "Updates in which the rate rises.", at_least=0),
+    Setting("optim.eval_every_steps", int, "Updates between evaluations.", at_least=1),
+)
+FINETUNING = (
+    *COMMON,
+    Setting("init_from", str, 'Run folder; "" trains `model` from scratch.'),
+    Setting("load_weights", bool, "False: the model of init_from, weights fresh."),
+    Setting("allow_missing", tuple, "Patterns of paths that may be new, or unused."),
+    KIND,
+    Setting("task.text_columns", tuple, "Columns of the file; two are a pair."),
+    Setting("task.label_column", str, "Column of the file."),
+    Setting("task.labels", tuple, "In the order of their ids; (): of the data."),
+    Setting("task.metric", str, "Whose best weights are kept."),
+    Setting("data.train", str, "A labelled file, or tfds:NAME@SPLIT."),
+    Setting("data.eval", str, '"" holds out a part of train.'),
+    Setting(
+        "data.eval_fraction",
+        float,
+        "Share of train that is.",
+        at_least=0,
+        less_than=1,
+    ),
+    Setting("data.test", str, "Predicted at the end, with labels or without."),
+    Setting(
+        "data.train_examples", int, "So many, drawn by the seed; 0: all.", at_least=0
+    ),
+    Setting("data.max_length", int, "Pieces of a sequence, in its frame.", at_least=1),
+    Setting("data.batch_size", int, "Examples, on average.", at_least=1),
+    Setting("data.packed", bool, "Several examples a row."),
+    Setting("head.dropout", float, "Of what the head reads.", at_least=0, less_than=1),
+    Setting(
+        "objective.lm_weight",
+        float,
+        "Of the auxiliary language model; GPT-1: 0.5.",
+        at_least=0,
+    ),
+    Setting(
+        "objective.lm_per_sequence",
+        bool,
+        "A decoder's: mean of sequences (GPT-1's code).",
+    ),
+    Setting(
+        "objective.mask_rate",
+        float,
+        "Of an encoder's, which is a masked one.",
+        more_than=0,
+        less_than=1,
+    ),
+    Setting("optim.epochs", float, "Passes over the training examples.", more_than=0),
+    Setting("optim.eval_every_epochs", float, "Between evaluations.", more_than=0),
+    Setting(
+        "optim.patience",
+        int,
+        "Evaluations without a new best that end it; 0: never.",
+        at_least=0,
+    ),
+    Setting(
+        "optim.warmup_fraction",
+        float,
+        "Share of the updates in which the rate rises.",
+        at_least=0,
+        less_than=1,
+    ),
+    Setting(
+        "optim.layerwise.decay", float, "Of the rates by layer; 1: none.", more_than=0
+    ),
+    Setting(
+        "optim.layerwise.top_exponent",
+        int,
+        "Of the decay, at the top layer.",
+        at_least=0,
+    ),
+    Setting(
+        "optim.layerwise.thaw_every",
+        int,
+        "Updates between thawing layers; 0: all at once.",
+        at_least=0,
+    ),
+)
+
+
+# What must fit what. A rule may also let the one who knows raise its own sentence.
+
+
+def mesh_sizes(config: ConfigDict) -> str | None:
+    for axis, size in config.run.mesh.items():
+        if size < 1 and size != -1:
+            return f"run.mesh.{axis}={size} must be at least 1, or -1, the rest"
+    return None
+
+
+def groups_are_groups(config: ConfigDict) -> None:
+    parse_groups(config.optim.groups)
+
+
+def schedule_fits(config: ConfigDict) -> None:
+    names = ("schedule", "learning_rate", "end_learning_rate")
+    names += ("warmup_steps", "total_steps")
+    make_schedule(**{name: config.optim[name] for name in names})
+
+
+def positions_suffice(config: ConfigDict) -> str | None:
+    length, most = config.data.sequence_length, config.model.max_positions
+    if length > most:
+        return (
+            f"data.sequence_length={length} is longer than model.max_positions={most}: "
+            "lower the one or raise the other"
+        )
+    return None
+
+
+def words_suffice(config: ConfigDict) -> str | None:
+    tokenizer, most = config.data.tokenizer, config.model.vocab_size
+    is_learnt = not tokenizer.path and not config.init_from
+    if is_learnt and tokenizer.vocab_size > most:
+        return (
+            f"data.tokenizer.vocab_size={tokenizer.vocab_size} is more than "
+            f"model.vocab_size={most}: lower the one or raise the other"
+        )
+    return None
+
+
+def is_given_texts(config: ConfigDict) -> str | None:
+    if not config.data.train:
+        return (
+            "data.train is empty: name the labelled file, as in "
+            "--config.data.train=topics.tsv, and its columns in config.task"
+        )
+    return None
+
+
+def holds_out(config: ConfigDict) -> str | None:
+    if not config.data.eval and not config.data.eval_fraction:
+        return (
+            "data.eval is empty, so a part of the training data is held out: "
+            "data.eval_fraction=0 must be more than 0"
+        )
+    return None
+
+
+def metric_is_measured(config: ConfigDict) -> str | None:
+    kind, metric = config.task.kind, config.task.metric
+    if metric not in KINDS[kind].metrics:
+        return (
+            f"task.metric={metric!r}: a task of kind {kind!r} is measured by one of "
+            f"{', '.join(KINDS[kind].metrics)}"
+        )
+    return None
+
+
+def schedule_warms_up(config: ConfigDict) -> str | None:
+    schedule, fraction = config.optim.schedule, config.optim.warmup_fraction
+    if schedule in SCALED_BY_WARMUP and not fraction:
+        return (
+            f"optim.schedule={schedule!r} is scaled by the warm-up: "
+            "optim.warmup_fraction=0 must be more than 0"
+        )
+    return None
+
+
+BOTH_RULES = (mesh_sizes, groups_are_groups)
+PRETRAINING_RULES = (*BOTH_RULES, schedule_fits, positions_suffice, words_suffice)
+FINETUNING_RULES = (*BOTH_RULES, is_given_texts, holds_out, metric_is_measured)
+FINETUNING_RULES += (schedule_warms_up,)
+
+
+def rows_of(values: dict[str, Any]) -> dict[str, Setting]:
+    """The settings that a config has, by name, for its family, and way or kind.
+
+    Raises:
+      UserError: there is no such family, way or kind.
+    """
+    is_task = KIND.name in values
+    for row in (FAMILY, KIND if is_task else WAY):
+        row.check_in(values)
+    own = KINDS[values[KIND.name]] if is_task else PRETRAININGS[values[WAY.name]]
+    rows = (
+        *(FINETUNING if is_task else PRETRAINING),
+        *FAMILIES[values[FAMILY.name]].settings,
+        *own.settings,
+    )
+    return {row.name: row for row in rows}
+
+
+def other_rows(values: dict[str, Any]) -> dict[str, Setting]:
+    """The settings of the other kinds of task: a config may have them all."""
+    kinds = KINDS.values() if KIND.name in values else ()
+    return {row.name: row for kind in kinds for row in kind.settings}
+
+
+def rules_of(config: ConfigDict) -> tuple[Rule, ...]:
+    """What must fit what in a config whose settings are each as they must be."""
+    family = FAMILIES[config.model.family]
+    if "task" in config:
+        return (*FINETUNING_RULES, *family.rules, *KINDS[config.task.kind].rules)
+    way = PRETRAININGS[config.objective.name]
+    return (*PRETRAINING_RULES, *family.rules, *way.rules)
+
+
+MOVED = {
+    "run.precision": "model.precision",
+    "run.eval_every_steps": "optim.eval_every_steps",
+}
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that may be older, by name, as they are called today, and
+    with those that came after it."""
+    values = {MOVED.get(name, name): value for name, value in values.items()}
+    pairs = values.pop("objective.next_sentence", None)  # once a switch of masked_lm
+    if pairs:
+        values["objective.name"] = "next_sentence"
+    elif pairs is not None:
+        del values["objective.short_seq_prob"], values["objective.random_next_rate"]
+    later = {row.name: row.older for row in rows_of(values).values()}
+    return {name: older for name, older in later.items() if older is not NEVER} | values
