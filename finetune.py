@@ -3,7 +3,7 @@
     python finetune.py --config=configs/finetune/topic.py
         --config.init_from=runs/bert_mini --config.data.train=topics.tsv
         [--workdir=runs/topic] [--config.optim.learning_rate=1e-4 ...]
-        [--seeds=5 | --show_batch] [--distributed]
+        [--seeds=5 | --show_config | --show_batch | --dry_run] [--distributed]
 
 The same line again resumes the run in `--workdir`, or says that it is done; `--seeds=5`
 makes five runs there and summarises them. Without `init_from` `config.model` is trained
@@ -12,60 +12,42 @@ the model of `init_from` from scratch, with its tokenizer.
 """
 
 import dataclasses
-import hashlib
 import json
-import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
-import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import configs
 import errors
 import models
-import train
-from data import labelled, packing, predictions, tasks, tokenizers
+from data import corpora, tokenizers
 from data.labelled import Record
-from data.packing import Batch, RowShape
-from data.pretraining import Masking
-from data.tasks import Examples, Task
 from data.tokenizers import Tokenizer
 from errors import UserError
 from models import heads
-from models.heads import FineTuned
-from objectives.causal_lm import causal_lm
-from objectives.classification import classification
-from objectives.masked_lm import masked_lm
-from objectives.regression import regression
-from objectives.span import span
-from train import device_batches, record_environment, start_jax
-from training import costs, loop, parallel, step
-from training.checkpoints import Checkpoints, has_checkpoint, load_params, take_weights
-from training.metrics import MetricsWriter, draw_curves, read_metrics
+from models.family import Family
+from tasks import KINDS, packing, predictions, splits
+from tasks.auxiliary_lm import AuxiliaryLm, auxiliary_lm
+from tasks.encoding import Task, cut_report, special_tokens
+from tasks.record import Kind
+from tasks.splits import Splits
+from training import checkpoints, costs, loop, parallel, runs, step
+from training.lock import one_writer
+from training.metrics import draw_curves, read_metrics
 from training.optimizers import (
-    Groups,
-    group_table,
+    assign_groups,
+    group_summary,
     layerwise_groups,
-    make_schedule,
     parameter_sizes,
-    stop_frozen,
+    parse_groups,
 )
+from training.runs import Feed, Job, Plan, Programs, Result
 from training.step import LossTerms, Term
-from training.task_metrics import METRICS, is_constant, metrics_of
-
-EVALUATION_SEED = 0
-DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")
-MEMORY_REMEDIES = (
-    "run.micro_batches doubled halves the activations; data.max_length and "
-    "data.batch_size change the results"
-)
 
 
 def main(argv: list[str]) -> int:
@@ -73,177 +55,92 @@ def main(argv: list[str]) -> int:
         argv,
         {
             "show_batch": "Prints decoded examples and exits.",
+            "dry_run": "Compiles the steps, prints what they cost and exits.",
             "distributed": parallel.DISTRIBUTED_HELP,
         },
         {"seeds": "Runs so many seeds, in WORKDIR/seed_0 and on, and summarises them."},
+        kind="finetuning",
     )
+    config = flags.config
     if flags.distributed:
         parallel.join_processes()
-    if flags.config.init_from == "None":
-        flags.config.init_from = ""
-    workdir = Path(flags.workdir or f"runs/{flags.config.name}")
+    if config.init_from == "None":
+        config.init_from = ""
+    workdir = Path(flags.workdir or f"runs/{config.name}")
     if flags.show_batch:
-        return show_batch(flags.config)
-    with costs.memory_explained(MEMORY_REMEDIES):
-        if flags.seeds:
-            return finetune_seeds(flags.config, workdir, flags.seeds)
-        return finetune(flags.config, workdir)
-
-
-def finetune(config: ConfigDict, workdir: Path) -> int:
-    """Starts or resumes the run in `workdir`; returns the exit status."""
-    check_settings(config)
-    start_jax(config.run.precision)
-    mesh = parallel.make_mesh(**config.run.mesh)
-
-    task = make_task(config)
-    splits, labels = parallel.first_alone(lambda: read_splits(config, task))
-    origin = read_origin(config, task, splits["train"], workdir)
-    # The run folder holds the model as it is, whatever run it came from.
-    config = ConfigDict(config.to_dict() | {"model": origin.model})
-    configs.check_run_folder(workdir, config)
-    models.check_cuts(origin.model, mesh.shape)
-    data = encode_splits(config, task, origin, splits, labels, mesh)
-    total_steps = max(1, round(config.optim.epochs * data.steps_per_epoch))
-
-    model = heads.build(
-        origin.model,
-        config.run.precision,
-        kind=task.kind,
-        num_labels=len(data.labels),
-        head_dropout=config.head.dropout,
-        auxiliary_lm=config.objective.lm_weight > 0,
-    )
-    batches = data.batches("train", config.seed)
-    shapes = jax.eval_shape(lambda: init_params(model, batches[0], config.seed))
-    groups = make_groups(config.optim, shapes)
-    schedule = schedule_settings(config.optim, total_steps)
-    optimizer = train.build_optimizer(shapes, config.optim, groups, schedule)
-    plan = parallel.plan_state(shapes, optimizer, models.PLACEMENT, mesh)
-    params = start_params(
-        config, task, origin, data.labels, model, batches[0], plan.params
-    )
-    state = parallel.start_state(params, optimizer, plan)
-
-    if parallel.is_first():
-        record_run(config, workdir, task, origin, data)
-    table = record_groups(workdir, plan.params, groups, schedule, config.optim)
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state)
-    first, floor = int(state.step), uninformed_loss(data.examples["train"])
-    if first < total_steps:
-        print(table)
-        describe_start(config, state, data, first, total_steps, floor)
-
-    terms = parallel.gathering(
-        make_loss_terms(model, config.objective.lm_weight, groups), plan.params, mesh
-    )
-    compiled = compile_train_step(
-        config, terms, optimizer, schedule, plan, batches[0], mesh
-    )
-    writer = MetricsWriter(workdir, first, writes=parallel.is_first())
-    with (
-        loop.StopSignal() as stop,
-        costs.memory_explained(MEMORY_REMEDIES, compiled),
-    ):
-        evaluate = make_evaluate(config, task, data, model, terms, mesh, stop)
-
-        def evaluate_held_out(params: Any) -> dict[str, float] | None:
-            result = evaluate(params, "eval")
-            return None if result is None else result[0]
-
-        state = loop.fit(
-            state,
-            device_batches(
-                batches,
-                first,
-                config.run.data_threads,
-                data.shapes["train"].rows,
-                mesh,
-            ),
-            train_step=compiled,
-            evaluate=evaluate_held_out,
-            checkpoints=checkpoints,
-            writer=writer,
-            key=jax.random.key(config.seed),
-            stop=stop,
-            total_steps=total_steps,
-            throughput=throughput(
-                origin.model, data.shapes["train"], plan.params, mesh
-            ),
-            log_every_steps=config.run.log_every_steps,
-            eval_every_steps=max(
-                1, round(config.optim.eval_every_epochs * data.steps_per_epoch)
-            ),
-            save_every_minutes=config.run.save_every_minutes,
-            criterion=lambda values: -values[config.task.metric],
-            patience=config.optim.patience,
-        )
-        writer.close()
-        checkpoints.close()
-        draw(workdir, floor)
-        if stop.received is None:
-            if int(state.step) < total_steps:
-                print(f"no better evaluation in {config.optim.patience}: stopped early")
-            write_results(workdir, task, data, plan.params, evaluate)
-            parallel.wait_for_all()
-    if stop.received is not None:
-        name = signal.Signals(stop.received).name
-        print(f"stopped by {name} after step {int(state.step)}: the same line resumes")
-        return 128 + stop.received
+        print(show_batch(config))
+    elif flags.dry_run:
+        print(dry_run(config))
+    elif flags.seeds:
+        return finetune_seeds(config, workdir, flags.seeds)[-1].exit_status
+    else:
+        return finetune(config, workdir).exit_status
     return 0
 
 
-def compile_train_step(
-    config: ConfigDict,
-    terms: LossTerms,
-    optimizer: optax.GradientTransformation,
-    schedule: dict[str, Any],
-    plan: step.TrainState,
-    batch: Batch,
-    mesh: Mesh,
-) -> Any:
-    """The update as a compiled program, for states as planned and such batches."""
-    axis = parallel.mapped_axis(config.run.parallel, mesh)
-    train_step = step.make_train_step(
-        terms,
-        optimizer,
-        make_schedule(**schedule),
-        micro_batches=config.run.micro_batches,
-        axis=axis,
-    )
-    planned = parallel.plan_batch(batch, len(batch["tokens"]), mesh)
-    return parallel.compile_train_step(train_step, plan, planned, mesh, axis)
+def finetune(config: ConfigDict, workdir: Path) -> Result:
+    """Starts or resumes the run in `workdir`, tells of it, and predicts at its end.
+
+    Raises:
+      UserError: settings, data or a run folder that do not fit each other.
+    """
+    configs.check(config)
+    with costs.memory_explained(costs.REMEDIES):
+        mesh = make_mesh(config)
+        tuning = open_task(config, workdir)
+        configs.check(tuning.config, workdir)
+        job = make_job(tuning, mesh)
+        with one_writer(workdir), loop.StopSignal() as stop:
+            if parallel.is_first():
+                configs.write_run_folder(workdir, tuning.config)
+                record_origin(workdir, tuning)
+                runs.record(workdir, job.plan, config.optim.learning_rate)
+            result = runs.execute(
+                job, workdir, stop, lambda first: describe(tuning, job, first)
+            )
+            report(tuning, job, result)
+            if result.signal is None:
+                write_results(tuning, job, workdir, stop)
+                parallel.wait_for_all()
+    return result
 
 
-def throughput(
-    model: dict[str, Any], shape: RowShape, params: Any, mesh: Mesh
-) -> Callable[[float, dict], dict[str, float]]:
-    """The measures of speed; of FLOPs those of the base, as if nothing were frozen."""
-    sizes = parameter_sizes(params).items()
-    sizes = {path: size for path, size in sizes if path.startswith("layer_")}
-    tokens = shape.rows * shape.length
-    forward = costs.forward_flops(model, sizes, shape.length, 0)
-    return costs.throughput(tokens, 3 * forward * tokens, mesh.size)
+def dry_run(config: ConfigDict) -> str:
+    """Compiles the steps without making a state; what they cost, in words."""
+    configs.check(config)
+    with costs.memory_explained(costs.REMEDIES):
+        mesh = make_mesh(config)
+        job = make_job(open_task(config, None), mesh)
+        count = sum(parameter_sizes(job.plan.state.params).values())
+        cost = runs.dry_run(job)
+    return f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}\n{cost}"
 
 
-def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> int:
+def show_batch(config: ConfigDict) -> str:
+    """The first rows of the first batch, decoded."""
+    configs.check(config)
+    tuning = open_task(config, None)
+    examples, tokenizer = tuning.splits.examples["train"], tuning.origin.tokenizer
+    batch = tuning.feed("train").batches[0]
+    return packing.describe(tuning.kind, batch, examples, tokenizer, rows=4)
+
+
+def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result]:
     """Runs the seeds from `config.seed` on; writes and prints their summary.
 
     Small data sets differ much from seed to seed, and some runs fail: they predict one
     thing for all (BERT, section 5.1; Mosbach et al. 2021).
     """
-    results = {}
+    results, outcomes = [], {}
     for seed in range(config.seed, config.seed + count):
         own = ConfigDict(config.to_dict() | {"seed": seed})
         folder = workdir / f"seed_{seed}"
         print(f"\nseed {seed}: {folder}")
-        status = finetune(own, folder)
-        if status:
-            return status
-        results[seed] = json.loads((folder / "results.json").read_text())
-    summary = summarize_seeds(results)
+        results.append(finetune(own, folder))
+        if results[-1].signal is not None:
+            return results
+        outcomes[seed] = json.loads((folder / "results.json").read_text())
+    summary = summarize_seeds(outcomes)
     if parallel.is_first():
         target = workdir / "seeds.json"
         target.write_text(json.dumps(summary, indent=2) + "\n")
@@ -257,20 +154,20 @@ def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> int:
             )
     failed = ", ".join(map(str, summary["failed_seeds"]))
     print(f"  failed (one prediction for all): {failed or 'none'}")
-    return 0
+    return results
 
 
-def summarize_seeds(results: dict[int, dict]) -> dict[str, Any]:
+def summarize_seeds(outcomes: dict[int, dict]) -> dict[str, Any]:
     """Median, mean and sample standard deviation of each metric over the seeds."""
-    first = next(iter(results.values()))
+    first = next(iter(outcomes.values()))
     summary: dict[str, Any] = {
-        "failed_seeds": [s for s, result in results.items() if result["failed"]],
+        "failed_seeds": [s for s, outcome in outcomes.items() if outcome["failed"]],
         "splits": {},
     }
     for split, metrics in first["splits"].items():
         summary["splits"][split] = {}
         for name in metrics:
-            values = [result["splits"][split][name] for result in results.values()]
+            values = [outcome["splits"][split][name] for outcome in outcomes.values()]
             summary["splits"][split][name] = {
                 "median": statistics.median(values),
                 "mean": statistics.fmean(values),
@@ -282,34 +179,7 @@ def summarize_seeds(results: dict[int, dict]) -> dict[str, Any]:
     return summary
 
 
-# Settings, data, and where the weights come from.
-
-
-def check_settings(config: ConfigDict) -> None:
-    """Raises UserError on settings that make no sense, before anything is read."""
-    kind, metric = config.task.kind, config.task.metric
-    if kind in METRICS and metric not in METRICS[kind]:
-        raise UserError(
-            f"task.metric={metric!r}: a task of kind {kind!r} is measured by one of "
-            f"{', '.join(METRICS[kind])}"
-        )
-    if not config.data.train:
-        raise UserError(
-            "config.data.train is empty: name the labelled file, as in "
-            "--config.data.train=topics.tsv, and its columns in config.task"
-        )
-    if config.optim.epochs <= 0:
-        raise UserError(f"optim.epochs={config.optim.epochs} must be more than 0")
-    if not 0 <= config.optim.warmup_fraction < 1:
-        raise UserError(
-            f"optim.warmup_fraction={config.optim.warmup_fraction} must be at least 0 "
-            "and less than 1"
-        )
-    if not config.data.eval and not 0 < config.data.eval_fraction < 1:
-        raise UserError(
-            "config.data.eval is empty, so a part of the training data is held out: "
-            f"data.eval_fraction={config.data.eval_fraction} must be between 0 and 1"
-        )
+# The task, its data, and where the weights come from.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,8 +192,65 @@ class Origin:
     step: int
 
     @property
-    def family(self) -> str:
-        return heads.FAMILIES[self.model["family"]]
+    def family(self) -> Family:
+        return models.family_of(self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """A task read and encoded for the model that is to learn it.
+
+    Attributes:
+        config: with the model as it is, whatever run it came from.
+        auxiliary: a language model that is trained beside the task.
+    """
+
+    config: ConfigDict
+    task: Task
+    kind: Kind
+    origin: Origin
+    splits: Splits
+    auxiliary: AuxiliaryLm | None
+
+    def feed(self, split: str) -> Feed:
+        """The batches of a split; those of "train" have no end.
+
+        Every process makes all rows, which is cheap, and its devices take theirs.
+        """
+        batches, rows = self.splits.batches(split, self.config.seed)
+        if self.auxiliary is not None:
+            batches = self.auxiliary.added(batches, self.splits.seed(split, self.config.seed))
+        return Feed(batches, rows, is_whole=True)
+
+
+def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
+    """Reads and encodes the task for the model of `init_from`, of `config`, or of the
+    run that resumes in `workdir`.
+
+    Raises:
+      UserError: see `splits.read`, `read_origin` and `splits.encode`.
+    """
+    kind = KINDS[config.task.kind]
+    task = splits.make_task(config, kind)
+    records, labels = parallel.first_alone(lambda: splits.read(config, kind, task))
+    origin = read_origin(config, task, records["train"], workdir)
+    encoded = splits.encode_all(
+        config, kind, task, origin.tokenizer, origin.family, records, labels
+    )
+    for name, examples in encoded.examples.items():
+        cut = cut_report(examples, config.data.max_length)
+        print(f"{name}: {len(records[name])} examples; {cut}")
+    auxiliary = None
+    if config.objective.lm_weight:
+        auxiliary = auxiliary_lm(
+            origin.family,
+            origin.tokenizer,
+            per_sequence=config.objective.lm_per_sequence,
+            mask_rate=config.objective.mask_rate,
+            longest_row=max(shape.length for shape in encoded.shapes.values()),
+        )
+    whole = ConfigDict(config.to_dict() | {"model": origin.model})
+    return Tuning(whole, task, kind, origin, encoded, auxiliary)
 
 
 def read_origin(
@@ -331,27 +258,24 @@ def read_origin(
 ) -> Origin:
     """Model and tokenizer of `init_from`, else what the config says.
 
-    A run that resumes in `workdir` has its own. Dropout is always the config's.
+    A run that resumes in `workdir` has its own. Dropout and precision are always the
+    config's.
 
     Raises:
       UserError: no such run, or texts longer than the model's table of positions.
     """
-    resumes = workdir is not None and has_checkpoint(workdir)
+    resumes = workdir is not None and checkpoints.has_checkpoint(workdir)
     if resumes or config.init_from:
         folder = workdir if resumes else Path(config.init_from)
         fields = configs.read_config(folder).model.to_dict()
-        fields |= {name: config.model[name] for name in DROPOUTS}
+        own = ("precision", *models.family_of(fields).dropouts)
+        fields |= {name: config.model[name] for name in own}
         with_weights = config.load_weights and not resumes
-        params, at = load_params(folder) if with_weights else (None, 0)
+        params, at = checkpoints.load_params(folder) if with_weights else (None, 0)
         origin = Origin(fields, tokenizers.load(str(folder)), params, at)
     else:
         tokenizer = load_or_train_tokenizer(config, task, train)
         origin = Origin(config.model.to_dict(), tokenizer, None, 0)
-    if origin.model["family"] not in heads.FAMILIES:
-        raise UserError(
-            f"model.family={origin.model['family']!r} cannot be fine-tuned: use "
-            f"{' or '.join(heads.FAMILIES)}"
-        )
     if config.data.max_length > origin.model["max_positions"]:
         raise UserError(
             f"data.max_length={config.data.max_length} is longer than the model's "
@@ -373,373 +297,253 @@ def load_or_train_tokenizer(
     path = settings.pop("path")
     if path:
         return tokenizers.load(path)
-    is_encoder = heads.FAMILIES[config.model.family] == "encoder"
     return tokenizers.train(
-        tasks.texts(train, task),
+        splits.texts(train, task),
         **settings,
         vocab_size=config.model.vocab_size,
-        special_tokens=(
-            tokenizers.BERT_SPECIAL_TOKENS
-            if is_encoder
-            else tokenizers.GPT_SPECIAL_TOKENS
-        ),
+        special_tokens=special_tokens(models.family_of(config.model)),
     )
 
 
-def make_task(config: ConfigDict) -> Task:
-    """The task of a config; no labels means that they are learnt from the data."""
-    spec = config.task
-    return Task(
-        spec.kind,
-        tuple(spec.text_columns),
-        spec.label_column,
-        tuple(spec.labels) or None,
-        tuple(spec.question_columns),
-        tuple(spec.answer_columns),
+# Model + head + loss -> steps.
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    runs.start_jax(config.model.precision, corpora.cache_folder() / "xla")
+    return parallel.make_mesh(**config.run.mesh)
+
+
+def make_job(tuning: Tuning, mesh: Mesh) -> Job:
+    """What the run trains, on what, and how it is judged."""
+    config, origin = tuning.config, tuning.origin
+    optim, run = config.optim, config.run
+    models.check_cuts(origin.model, mesh.shape)
+    train = tuning.feed("train")
+    steps_per_epoch = tuning.splits.steps_per_epoch
+    total_steps = max(1, round(optim.epochs * steps_per_epoch))
+    model = heads.build(
+        origin.model,
+        tuning.kind.head,
+        num_labels=len(tuning.splits.labels),
+        dropout=config.head.dropout,
+        keep=() if tuning.auxiliary is None else (tuning.auxiliary.output,),
+        remat=run.remat,
+        fused_attention=run.fused_attention,
     )
-
-
-def read_splits(
-    config: ConfigDict, task: Task
-) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
-    """The records of "train" and "eval", and of "test" where one is named; the labels.
-
-    Labels are learnt from all training records, not only from `train_examples`.
-
-    Raises:
-      UserError: see `labelled.read`; too few records to hold some out.
-    """
-    data = config.data
-    train = labelled.read(data.train)
-    generator = np.random.default_rng([config.seed, 1])
-    if data.eval:
-        held_out = labelled.read(data.eval)
-    else:
-        # Its own seed: the same records are held out whatever the run's seed.
-        order = np.random.default_rng(0).permutation(len(train)).tolist()
-        count = max(1, round(data.eval_fraction * len(train)))
-        held_out = [train[i] for i in sorted(order[:count])]
-        train = [train[i] for i in sorted(order[count:])]
-        if not train:
-            raise UserError(f"{data.train} has one record: too few to hold one out")
-    labels = tasks.label_names(train, task)
-    if data.train_examples:
-        if data.train_examples > len(train):
-            raise UserError(
-                f"data.train_examples={data.train_examples}, but {data.train} has "
-                f"{len(train)} training records: lower it, or 0 for all"
-            )
-        chosen = generator.permutation(len(train))[: data.train_examples]
-        train = [train[i] for i in sorted(chosen.tolist())]
-    splits = {"train": train, "eval": held_out}
-    if data.test:
-        splits["test"] = labelled.read(data.test)
-    return splits, labels
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The splits "train", "eval" and perhaps "test", encoded, and their batches."""
-
-    records: dict[str, list[Record]]
-    labels: tuple[str, ...]
-    examples: dict[str, Examples]
-    shapes: dict[str, RowShape]
-    masking: Masking | None  # of an encoder's auxiliary language model
-    lm_per_sequence: bool  # a decoder's is averaged within each sequence first
-
-    @property
-    def steps_per_epoch(self) -> float:
-        shape = self.shapes["train"]
-        return len(packing.pack_all(self.examples["train"].lengths, shape)) / shape.rows
-
-    def batches(self, split: str, seed: int) -> grain.MapDataset:
-        """Training batches without end; of other splits every example once.
-
-        Every process makes all rows, which is cheap, and its devices take theirs.
-        """
-        examples, shape = self.examples[split], self.shapes[split]
-        if split == "train":
-            batches = packing.training_batches(examples, shape, seed=seed)
-        else:
-            batches = packing.evaluation_batches(examples, shape)
-        if self.masking is not None:
-            return packing.with_masked_tokens(batches, self.masking, seed)
-        if self.lm_per_sequence:
-            return packing.with_sequence_weights(batches)
-        return batches
-
-
-def encode_splits(
-    config: ConfigDict,
-    task: Task,
-    origin: Origin,
-    records: dict[str, list[Record]],
-    labels: tuple[str, ...],
-    mesh: Mesh,
-) -> Data:
-    """Encodes the splits, and says how much text was cut."""
-    examples = {}
-    for name, split in records.items():
-        examples[name] = tasks.encode(
-            split,
-            task,
-            origin.tokenizer,
-            family=origin.family,
-            labels=labels,
-            labelled=is_labelled(split, task, name),
-            max_length=config.data.max_length,
-            max_question_length=config.data.max_question_length,
-            window_stride=config.data.window_stride,
-        )
-        cut = tasks.cut_report(examples[name], config.data.max_length)
-        print(f"{name}: {len(split)} examples; {cut}")
-    shapes = {
-        name: make_shape(config, split, mesh, read_once=name != "train")
-        for name, split in examples.items()
-    }
-    masking = None
-    if config.objective.lm_weight and origin.family == "encoder":
-        longest = max(shape.length for shape in shapes.values())
-        masking = Masking(
-            origin.tokenizer,
-            mask_rate=config.objective.mask_rate,
-            mask_token_rate=0.8,
-            random_token_rate=0.1,
-            max_predictions=max(1, round(config.objective.mask_rate * longest)),
-            whole_word=False,
-        )
-    per_sequence = config.objective.lm_per_sequence and origin.family == "decoder"
-    return Data(records, labels, examples, shapes, masking, per_sequence)
-
-
-def is_labelled(records: list[Record], task: Task, split: str) -> bool:
-    """A test split may come without the column of labels."""
-    return split != "test" or task.label_column in records[0].fields
-
-
-def make_shape(
-    config: ConfigDict, examples: Examples, mesh: Mesh, read_once: bool
-) -> RowShape:
-    return packing.row_shape(
-        examples,
-        examples_per_batch=config.data.batch_size,
-        longest_row=max(2 * config.data.max_length, int(examples.lengths.max())),
-        rows_multiple=parallel.batch_parts(mesh) * config.run.micro_batches,
-        packed=config.data.packed,
-        read_once=read_once,
-    )
-
-
-def start_params(
-    config: ConfigDict,
-    task: Task,
-    origin: Origin,
-    labels: tuple[str, ...],
-    model: FineTuned,
-    batch: Batch,
-    plan: Any,
-) -> Any:
-    """Fresh parameters, with the weights of `origin` where it brings some."""
-    params = init_params(model, batch, config.seed, parallel.places(plan))
-    if origin.params is None:
-        return params
-    check_head(Path(config.init_from), task, labels, config.allow_missing)
-    params, report = take_weights(
-        params, origin.params, config.allow_missing, config.init_from
-    )
-    print(f"weights of {config.init_from} (step {origin.step}):\n{report}")
-    return parallel.place(params, plan)
-
-
-def init_params(model: FineTuned, batch: Batch, seed: int, places: Any = None) -> Any:
-    """As `train.init_params`."""
-    return train.init_params(model, batch, seed, places, heads.MODEL_INPUTS)
-
-
-def check_head(
-    folder: Path, task: Task, labels: tuple[str, ...], allow_missing: tuple[str, ...]
-) -> None:
-    """A head that was trained before must be for the same kind and labels.
-
-    Raises:
-      UserError: lists both, unless `allow_missing` lets all of `head/` be new.
-    """
-    path = folder / "task.json"
-    if not path.exists() or "head/.*" in allow_missing:
-        return
-    before = json.loads(path.read_text())
-    if (before["kind"], tuple(before["labels"])) != (task.kind, labels):
-        raise UserError(
-            f"{folder} has a head for {before['kind']} with the labels "
-            f"{', '.join(before['labels']) or 'none'}; this task is {task.kind} with "
-            f"{', '.join(labels) or 'none'}: start from the pre-trained run"
-        )
-
-
-def make_groups(optim: ConfigDict, params: Any) -> Groups:
-    """`optim.groups`; with `optim.layerwise` its rates for what no group before names.
-
-    A last group ".*" gives way to the layers.
-    """
-    groups, layers = tuple(optim.groups), optim.layerwise
-    if layers.decay == 1.0 and not layers.thaw_every:
-        return groups
-    if groups and groups[-1][0] == ".*":
-        groups = groups[:-1]
-    return layerwise_groups(
+    params = runs.shapes_of(model, train.batches[0])
+    plan = runs.make_plan(
         params,
-        decay=layers.decay,
-        top_exponent=layers.top_exponent,
-        thaw_every=layers.thaw_every,
-        first=groups,
+        make_loss_terms(tuning, model),
+        make_groups(tuning, params),
+        optim=optim,
+        warmup_steps=warmup_steps(optim, total_steps),
+        total_steps=total_steps,
+        placement=origin.family.placement,
+        mesh=mesh,
+    )
+
+    def evaluate(params: Any, part: dict) -> tuple[dict[str, Term], Any]:
+        scores = model.apply(params, part)["scores"]
+        return plan.loss_terms(params, part, None), scores
+
+    return Job(
+        run=run,
+        seed=config.seed,
+        plan=plan,
+        train=train,
+        held_out=tuning.feed("eval"),
+        total_steps=total_steps,
+        eval_every_steps=max(1, round(optim.eval_every_epochs * steps_per_epoch)),
+        evaluate=evaluate,
+        measure=lambda programs, params, stop: measure(
+            tuning, "eval", mesh, programs, params, stop
+        )[0],
+        criterion=lambda values: -values[config.task.metric],
+        patience=optim.patience,
+        fresh=lambda: fresh_params(tuning, model, train.batches[0], plan),
+        flops=flops_of_an_update(tuning, params),
     )
 
 
-def schedule_settings(optim: ConfigDict, total_steps: int) -> dict[str, Any]:
-    """The arguments of `make_schedule`; a warm-up takes at least one step."""
-    warmup_steps = round(optim.warmup_fraction * total_steps)
-    if optim.warmup_fraction > 0:
-        warmup_steps = max(1, warmup_steps)
-    warmup_steps = min(warmup_steps, total_steps - 1)
-    return {
-        "schedule": optim.schedule,
-        "learning_rate": optim.learning_rate,
-        "end_learning_rate": optim.end_learning_rate,
-        "warmup_steps": warmup_steps,
-        "total_steps": total_steps,
-    }
-
-
-# The loss.
-
-
-def make_loss_terms(model: FineTuned, lm_weight: float, groups: Groups) -> LossTerms:
+def make_loss_terms(tuning: Tuning, model: models.Model) -> LossTerms:
     """The task's loss + lm_weight * a language model's (GPT-1, section 3.2)."""
+    weight, chunks = tuning.config.objective.lm_weight, tuning.config.run.logit_chunks
 
     def terms(params: Any, batch: dict, dropout_key: Any) -> dict[str, Term]:
-        params = stop_frozen(params, groups)
-        out = heads.apply(model, params, batch, dropout_key)
-        terms = {model.kind: task_term(model.kind, out["scores"], batch)}
-        if lm_weight:
-            loss, weight, metrics = auxiliary_lm(model, params, batch, out, dropout_key)
-            terms["auxiliary_lm"] = lm_weight * loss, weight, metrics | {"nats": loss}
+        output = model.apply(params, batch, dropout_key)
+        terms = {tuning.task.kind: tuning.kind.loss(output["scores"], batch)}
+        if tuning.auxiliary is not None:
+            loss, count, metrics = tuning.auxiliary.loss(
+                model, params, batch, output, dropout_key, chunks
+            )
+            terms["auxiliary_lm"] = weight * loss, count, metrics | {"nats": loss}
         return terms
 
     return terms
 
 
-def auxiliary_lm(
-    model: FineTuned, params: Any, batch: dict, output: dict, dropout_key: Any
-) -> Term:
-    """Decoders predict the next token of what they read for the task; encoders read
-    the batch once more with some of its tokens masked, and predict those."""
-    if "masked_tokens" not in batch:
-        return causal_lm(output["logits"], batch["lm_targets"], batch["lm_weights"])
-    masked = batch | {"tokens": batch["masked_tokens"]}
-    key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
-    logits = heads.apply(model, params, masked, key)["logits"]
-    return masked_lm(logits, batch["lm_targets"], batch["lm_weights"])
+def make_groups(tuning: Tuning, params: Any) -> Any:
+    """Of each parameter the group in `optim.groups`.
+
+    With `optim.layerwise` its rates for what no group before names; a last group ".*"
+    gives way to them.
+    """
+    optim, fields = tuning.config.optim, tuning.origin.model
+    groups, layers = parse_groups(optim.groups), optim.layerwise
+    if layers.decay != 1.0 or layers.thaw_every:
+        if groups and groups[-1].pattern == ".*":
+            groups = groups[:-1]
+        groups = layerwise_groups(
+            params,
+            lambda path: tuning.origin.family.depth(fields, path),
+            fields["num_layers"],
+            decay=layers.decay,
+            top_exponent=layers.top_exponent,
+            thaw_every=layers.thaw_every,
+            first=groups,
+        )
+    return assign_groups(
+        params, groups, weight_decay=optim.weight_decay, no_decay=optim.no_decay
+    )
 
 
-def task_term(kind: str, scores: Any, batch: dict) -> Term:
-    """The loss of a kind."""
-    if kind == "similarity":
-        return regression(scores, batch["scores"], batch["weights"])
-    if kind == "span":
-        return span(scores, batch["starts"], batch["ends"], batch["weights"])
-    return classification(scores, batch["labels"], batch["weights"])
+def warmup_steps(optim: ConfigDict, total_steps: int) -> int:
+    """A warm-up takes at least one step, and leaves one."""
+    steps = round(optim.warmup_fraction * total_steps)
+    return min(max(steps, int(optim.warmup_fraction > 0)), total_steps - 1)
 
 
-def uninformed_loss(examples: Examples) -> float:
-    """The loss of the best prediction that does not look at the text."""
-    if examples.kind == "span":
-        return float(np.mean(np.log(examples.lengths)))
-    slots = [example.slot for example in examples.encoded]
-    if examples.kind == "similarity":
-        return float(np.var([slot["scores"] for slot in slots]))
-    if examples.kind == "tagging":
-        arrays = [example.arrays for example in examples.encoded]
-        labels = np.concatenate([a["labels"][a["weights"] > 0] for a in arrays])
-    else:
-        labels = np.array([slot["labels"] for slot in slots])
-    shares = np.bincount(labels) / len(labels)
-    return float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))
+def flops_of_an_update(tuning: Tuning, params: Any) -> float:
+    """Those of the base, as if nothing were frozen."""
+    shape, fields = tuning.splits.shapes["train"], tuning.origin.model
+    above = tuning.origin.family.depth(fields, "head/")
+    sizes = {
+        path: size
+        for path, size in parameter_sizes(params).items()
+        if 0 < tuning.origin.family.depth(fields, path) < above
+    }
+    forward = tuning.origin.family.forward_flops(fields, sizes, shape.length, 0)
+    return 3 * forward * shape.rows * shape.length
+
+
+def fresh_params(
+    tuning: Tuning, model: models.Model, batch: dict, plan: Plan
+) -> Any:
+    """Fresh parameters, with the weights of the origin where it brings some."""
+    config, origin, planned = tuning.config, tuning.origin, plan.state.params
+    params = runs.init_params(model, batch, config.seed, parallel.places(planned))
+    if origin.params is None:
+        return params
+    check_head(tuning, Path(config.init_from))
+    params, report = checkpoints.take_weights(
+        params,
+        models.fill_vocabulary(origin.params, origin.model),
+        config.init_from,
+        allow_missing=(*config.allow_missing, r"head/.*"),
+        droppable=(r"head/.*", origin.family.pretraining_only, *config.allow_missing),
+    )
+    print(f"weights of {config.init_from} (step {origin.step}):\n{report}")
+    return parallel.place(params, planned)
+
+
+def check_head(tuning: Tuning, folder: Path) -> None:
+    """A head that was trained before must be for the same kind and labels.
+
+    Raises:
+      UserError: lists both, unless `allow_missing` lets all of `head/` be new.
+    """
+    if not splits.is_task_run(folder) or "head/.*" in tuning.config.allow_missing:
+        return
+    kind, labels = splits.load_task(folder)
+    mine = tuning.splits.labels
+    if (kind, labels) != (tuning.task.kind, mine):
+        raise UserError(
+            f"{folder} has a head for {kind} with the labels "
+            f"{', '.join(labels) or 'none'}; this task is {tuning.task.kind} with "
+            f"{', '.join(mine) or 'none'}: start from the pre-trained run"
+        )
 
 
 # Evaluation and predictions.
 
 
-def make_evaluate(
-    config: ConfigDict,
-    task: Task,
-    data: Data,
-    model: FineTuned,
-    loss_terms: LossTerms,
+def measure(
+    tuning: Tuning,
+    split: str,
     mesh: Mesh,
+    programs: Programs,
+    params: Any,
     stop: loop.StopSignal,
-) -> Callable[[Any, str], tuple[dict[str, float], list[dict]] | None]:
-    """`evaluate(params, split)`: every example once.
+) -> tuple[dict[str, float] | None, list[dict]]:
+    """Every example of a split once: its values, and a prediction for every record.
 
-    It returns (values, a prediction for every record), or None when told to stop.
-    Without labels there are no values.
+    The values are None when told to stop, and {} without labels.
     """
-    run_model = parallel.compile_eval_step(
-        lambda params, batch: (
-            loss_terms(params, batch, None),
-            heads.scores_of(heads.apply(model, params, batch, None)),
-        ),
-        mesh,
-    )
-
-    def evaluate(params: Any, split: str) -> tuple[dict[str, float], list[dict]] | None:
-        examples, records = data.examples[split], data.records[split]
-        rows = data.shapes[split].rows
-        terms, found = [], {}
-        for batch in data.batches(split, EVALUATION_SEED):
-            if stop.received:
-                return None
-            term, scores = run_model(params, parallel.shard_batch(batch, rows, mesh))
-            terms.append(term)
-            scores = np.asarray(scores)
-            found |= dict(predictions.examples_of(task.kind, batch, scores))
-        predicted = predictions.predict(
-            task.kind,
-            examples,
-            records,
-            found,
-            text_column=task.text_columns[0],
-            null_answers=config.task.null_answers,
-        )
-        if not is_labelled(records, task, split):
-            return {}, predicted
-        for prediction, record in zip(predicted, records, strict=True):
-            prediction["gold"] = record.fields[task.label_column]
-        means = step.term_means(loop.sum_terms(terms))
-        values = {name: float(value) for name, value in means.items()}
-        return values | metrics_of(task.kind, predicted, examples.labels), predicted
-
-    return evaluate
+    feed, kind, task = tuning.feed(split), tuning.kind, tuning.task
+    examples, records = tuning.splits.examples[split], tuning.splits.records[split]
+    terms, found = [], {}
+    for batch in feed.batches:
+        if stop.received:
+            return None, []
+        placed = feed.placed(batch, mesh, programs.micro_batches)
+        term, scores = programs.eval_step(params, placed)
+        terms.append(term)
+        found |= dict(kind.found(batch, np.asarray(scores)[: len(batch["tokens"])]))
+    predicted = predictions.predict(kind, examples, records, found, task)
+    if not tuning.splits.is_labelled(split):
+        return {}, predicted
+    for prediction, record in zip(predicted, records, strict=True):
+        prediction["gold"] = record.fields[task.label_column]
+    means = step.term_means(loop.sum_terms(terms))
+    values = {name: float(value) for name, value in means.items()}
+    return values | kind.measure(predicted, examples.labels), predicted
 
 
-# The run: starting, recording, reporting.
-
-
-def record_run(
-    config: ConfigDict, workdir: Path, task: Task, origin: Origin, data: Data
+def write_results(
+    tuning: Tuning, job: Job, workdir: Path, stop: loop.StopSignal
 ) -> None:
-    """Keeps with the run its config, task, labels, tokenizer, data and versions.
+    """Predicts with the best weights: results.json, predictions_SPLIT.jsonl."""
+    best, at = checkpoints.load_params(workdir)
+    before = workdir / "results.json"
+    if before.exists() and json.loads(before.read_text())["best_step"] == at:
+        print(f"results of step {at}: {before}")
+        return
+    best = models.fill_vocabulary(best, tuning.origin.model)
+    params = parallel.place(best, job.plan.state.params)
+    results: dict[str, Any] = {"best_step": at, "failed": False, "splits": {}}
+    for split in tuning.splits.records:
+        if split == "train":
+            continue
+        programs = runs.compile_evaluation(job, tuning.feed(split))
+        values, predicted = measure(
+            tuning, split, job.plan.mesh, programs, params, stop
+        )
+        if values is None:  # told to stop
+            return
+        target = workdir / f"predictions_{split}.jsonl"
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in predicted)
+        if parallel.is_first():
+            target.write_text("".join(lines), encoding="utf-8")
+        results["splits"][split] = values
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
+        if split == "eval" and tuning.kind.is_constant(predicted):
+            results["failed"] = True
+            print("FAILED: the run predicts the same for every example")
+    if parallel.is_first():
+        before.write_text(json.dumps(results, indent=2) + "\n")
+
+
+# Recording, reporting.
+
+
+def record_origin(workdir: Path, tuning: Tuning) -> None:
+    """Keeps with the run its task, labels, tokenizer and the digests of its data.
 
     Raises:
       UserError: the run was begun on other data.
     """
-    digests = {
-        name: hashlib.blake2b(
-            json.dumps([record.fields for record in records]).encode(), digest_size=8
-        ).hexdigest()
-        for name, records in data.records.items()
-    }
-    target = workdir / "data.json"
+    digests, target = tuning.splits.digests(), workdir / "data.json"
     if target.exists():
         before = json.loads(target.read_text())
         changed = [name for name in digests if digests[name] != before[name]]
@@ -748,106 +552,51 @@ def record_run(
                 f"the {' and '.join(changed)} data of the run in {workdir} is not what "
                 "it was when the run began: use another --workdir"
             )
-    else:
-        configs.write_run_folder(workdir, config)
-        origin.tokenizer.save(workdir)
-        spec = dataclasses.asdict(task) | {"labels": data.labels}
-        (workdir / "task.json").write_text(json.dumps(spec, indent=2) + "\n")
-        target.write_text(json.dumps(digests, indent=2) + "\n")
-    record_environment(workdir)
+        return
+    tuning.origin.tokenizer.save(workdir)
+    splits.save_task(workdir, tuning.task, tuning.splits.labels)
+    target.write_text(json.dumps(digests, indent=2) + "\n")
 
 
-def record_groups(
-    workdir: Path, params: Any, groups: Groups, schedule: dict, optim: ConfigDict
-) -> str:
-    """Writes, and returns, what the optimizer will do to each parameter."""
-    table = group_table(
-        params,
-        groups,
-        schedule,
-        weight_decay=optim.weight_decay,
-        no_decay=optim.no_decay,
-    )
-    if parallel.is_first():
-        (workdir / "parameters.txt").write_text(table + "\n")
-    return table
-
-
-def describe_start(
-    config: ConfigDict,
-    state: step.TrainState,
-    data: Data,
-    first: int,
-    total_steps: int,
-    floor: float,
-) -> None:
+def describe(tuning: Tuning, job: Job, first: int) -> None:
     """Prints what is about to be trained, on what, and the line to beat."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    shape = data.shapes["train"]
-    tokens = data.examples["train"].lengths.sum()
-    padding = 1 - tokens / (data.steps_per_epoch * shape.rows * shape.length)
+    config, plan = tuning.config, job.plan
+    count = sum(parameter_sizes(plan.state.params).values())
+    shape = tuning.splits.shapes["train"]
+    tokens = tuning.splits.examples["train"].lengths.sum()
+    steps_per_epoch = tuning.splits.steps_per_epoch
+    padding = 1 - tokens / (steps_per_epoch * shape.rows * shape.length)
     print(
-        f"{config.name}: {count:,} parameters; labels: "
-        f"{', '.join(data.labels) or 'none'}\n"
+        f"{group_summary(plan.state.params, plan.groups, config.optim.learning_rate)}\n"
+        "(each parameter: parameters.txt in the run folder)\n"
+        f"{config.name}: {count:,} parameters on {parallel.describe(plan.mesh)}; "
+        f"labels: {', '.join(tuning.splits.labels) or 'none'}\n"
         f"batches of {shape.rows} rows of {shape.length} tokens, {padding:.1%} "
-        f"padding; {data.steps_per_epoch:.1f} steps an epoch\n"
-        f"line to beat: {floor:.3f} without reading the text; steps {first} to "
-        f"{total_steps}; the first one compiles",
+        f"padding; {steps_per_epoch:.1f} steps an epoch\n"
+        f"line to beat: {floor(tuning):.3f} without reading the text; steps {first} to "
+        f"{job.total_steps}; the first one compiles",
         flush=True,
     )
 
 
-def draw(workdir: Path, floor: float) -> None:
+def floor(tuning: Tuning) -> float:
+    """The loss of who does not look at the text."""
+    return tuning.kind.floor(tuning.splits.examples["train"])
+
+
+def report(tuning: Tuning, job: Job, result: Result) -> None:
+    """Draws the curves, and says how the run ended."""
     if parallel.is_first():
         draw_curves(
-            read_metrics(workdir / "metrics.jsonl"),
-            workdir / "curves.png",
-            line_to_beat=floor,
+            read_metrics(result.folder / "metrics.jsonl"),
+            result.folder / "curves.png",
+            line_to_beat=floor(tuning),
             line_name="without reading the text",
         )
-
-
-def write_results(
-    workdir: Path, task: Task, data: Data, plan: Any, evaluate: Callable
-) -> None:
-    """Predicts with the best weights: results.json, predictions_SPLIT.jsonl."""
-    best, at = load_params(workdir)
-    params = parallel.place(best, plan)
-    results: dict[str, Any] = {"best_step": at, "failed": False, "splits": {}}
-    for split in data.records:
-        if split == "train":
-            continue
-        outcome = evaluate(params, split)
-        if outcome is None:  # told to stop
-            return
-        values, predicted = outcome
-        target = workdir / f"predictions_{split}.jsonl"
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in predicted)
-        if parallel.is_first():
-            target.write_text("".join(lines), encoding="utf-8")
-        results["splits"][split] = values
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
-        if split == "eval" and is_constant(task.kind, predicted):
-            results["failed"] = True
-            print("FAILED: the run predicts the same for every example")
-    if parallel.is_first():
-        target = workdir / "results.json"
-        target.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def show_batch(config: ConfigDict) -> int:
-    """Prints the first rows of the first batch, decoded."""
-    check_settings(config)
-    mesh = parallel.make_mesh(**config.run.mesh)
-    task = make_task(config)
-    splits, labels = read_splits(config, task)
-    origin = read_origin(config, task, splits["train"], None)
-    train = {"train": splits["train"]}
-    data = encode_splits(config, task, origin, train, labels, mesh)
-    batch = data.batches("train", config.seed)[0]
-    print(packing.describe(batch, data.examples["train"], origin.tokenizer, rows=4))
-    return 0
+    if result.signal is not None:
+        print(runs.stopped(result))
+    elif result.step < job.total_steps:
+        print(f"no better evaluation in {job.patience}: stopped early")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Pre-trains a model: config -> corpus -> tokens -> batches -> objective -> steps.
 
     python train.py --config=configs/bert_mini.py [--workdir=runs/bert_mini]
-        [--config.optim.learning_rate=3e-4 ...] [--show_batch | --dry_run]
-        [--show_config] [--distributed]
+        [--config.optim.learning_rate=3e-4 ...]
+        [--show_config | --show_batch | --dry_run] [--distributed]
 
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
             "dry_run": "Compiles the steps, prints what they cost and exits.",
             "distributed": parallel.DISTRIBUTED_HELP,
         },
-        kind="pre-training",
+        {},
+        kind="pretraining",
     )
     config = flags.config
     if flags.distributed:
@@ -65,20 +66,22 @@ def train(config: ConfigDict, workdir: Path) -> Result:
     Raises:
       UserError: settings, data or a run folder that do not fit each other.
     """
-    check(config)
-    configs.check_run_folder(workdir, config)
-    with costs.memory_explained(costs.REMEDIES), loop.StopSignal() as stop:
+    check(config, workdir)
+    with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         data = open_data(config, mesh)
         job = make_job(config, data, mesh)
         line = way_of(config.objective.name).line(data.train, data.tokenizer)
-        with one_writer(workdir):
+        with one_writer(workdir), loop.StopSignal() as stop:
             if parallel.is_first():
                 configs.write_run_folder(workdir, config)
                 record_origin(workdir, data)
                 runs.record(workdir, job.plan, config.optim.learning_rate)
             result = runs.execute(
-                job, workdir, stop, lambda first: describe(config, job, data, first, line)
+                job,
+                workdir,
+                stop,
+                lambda first: describe(config, job, data, first, line),
             )
             if parallel.is_first():
                 report(config, result, line)
@@ -103,10 +106,12 @@ def show_batch(config: ConfigDict) -> str:
     return windows.describe(data.batches[0], data.tokenizer, rows=4)
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError where the settings do not fit each other."""
-    configs.check(config)
+def check(config: ConfigDict, workdir: Path | None = None) -> None:
+    """Raises UserError where the settings do not fit each other, or the run there."""
+    configs.check(config, workdir)
     check_model(config.objective.name, config.model.to_dict())
+    if config.init_from:
+        configs.read_config(Path(config.init_from))  # a run folder, or says that not
 
 
 # Corpus -> tokens -> batches.

@@ -142,12 +142,15 @@ def describe(config: ConfigDict) -> str:
     )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, workdir: Path | None = None) -> None:
     """Checks all that can be checked before anything is read.
+
+    A run in `workdir` must have the same config, but for `run`, which holds what does
+    not change results; what must fit what was seen to when it was begun.
 
     Raises:
       UserError: a setting that is unknown, missing, of another type or out of its
-        range, or that does not fit others.
+        range, that does not fit others, or that the run there has otherwise.
     """
     from configs._settings import other_rows, rows_of, rules_of
 
@@ -162,6 +165,9 @@ def check(config: ConfigDict) -> None:
         )
     for row in rows.values():
         row.check_in(values)
+    if workdir is not None and (workdir / "config.json").exists():
+        check_same(workdir, config)
+        return
     for rule in rules_of(config):
         sentence = rule(config)
         if sentence:
@@ -198,16 +204,8 @@ def _by_name(tree: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_run_folder(folder: Path, config: ConfigDict) -> None:
-    """Passes where there is no run yet, or one with the same config.
-
-    Only `run` may differ: it holds what does not change results.
-
-    Raises:
-      UserError: the folder was made with another config; the differences are named.
-    """
-    if not (folder / "config.json").exists():
-        return
+def check_same(folder: Path, config: ConfigDict) -> None:
+    """Raises UserError, naming what differs, unless a run has this config."""
     before, now = flatten(read_config(folder)), flatten(config)
     differing = [
         f"{name} was {before.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"
