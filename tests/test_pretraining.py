@@ -1,5 +1,6 @@
 """Ways to pre-train: literal examples, masking statistics, order, hosts, losses."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -791,6 +792,17 @@ GPT_MODEL = {"family": "gpt"}
 def test_models_that_cannot_be_trained_in_a_way(name, fields, message):
     with pytest.raises(UserError, match=f"^objective.name='{name}' needs .*{message}"):
         check_model(name, fields)
+
+
+def test_what_a_position_sees_counts_as_well(monkeypatch):
+    """A family that sees both sides and yet has an output for the next token."""
+    seeing = dataclasses.replace(models.FAMILIES["bert"], outputs={"causal_lm": {}})
+    monkeypatch.setitem(models.FAMILIES, "seeing", seeing)
+    with pytest.raises(UserError, match="sees the left side alone.*set .*'gpt'$"):
+        check_model("causal_lm", {"family": "seeing"})
+    either = dataclasses.replace(seeing, sees=("left", "both"))
+    monkeypatch.setitem(models.FAMILIES, "seeing", either)
+    check_model("causal_lm", {"family": "seeing"})
 
 
 def test_models_that_can_be_trained_in_a_way():
