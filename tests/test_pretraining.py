@@ -798,7 +798,7 @@ def test_what_a_position_sees_counts_as_well(monkeypatch):
     """A family that sees both sides and yet has an output for the next token."""
     seeing = dataclasses.replace(models.FAMILIES["bert"], outputs={"causal_lm": {}})
     monkeypatch.setitem(models.FAMILIES, "seeing", seeing)
-    with pytest.raises(UserError, match="sees the left side alone.*set .*'gpt'$"):
+    with pytest.raises(UserError, match=r"sees the left side alone.*set .*'gpt'$"):
         check_model("causal_lm", {"family": "seeing"})
     either = dataclasses.replace(seeing, sees=("left", "both"))
     monkeypatch.setitem(models.FAMILIES, "seeing", either)
