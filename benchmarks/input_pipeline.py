@@ -6,9 +6,9 @@ import time
 
 from ml_collections import ConfigDict
 
-import train
-from data import pretraining, shards
-from prepare import prepare
+from data import shards, windows
+from pretraining import way_of
+from pretraining.corpus import prepare
 
 SECONDS = 3.0
 
@@ -16,13 +16,16 @@ SECONDS = 3.0
 def batches_per_second(config: ConfigDict) -> tuple[float, float]:
     """(tokens a second of batches made ahead, share of them that is no padding)."""
     tokenizer, folder = prepare(config)
-    examples = train.make_examples(
-        config, tokenizer, shards.open_shards(folder, "train")
+    examples = way_of(config.objective.name).examples(
+        config.objective,
+        shards.open_shards(folder, "train"),
+        tokenizer,
+        config.data.sequence_length,
     )
-    batches = pretraining.training_batches(
+    batches = windows.training_batches(
         examples, batch_size=config.data.batch_size, seed=config.seed
     )
-    made = pretraining.prefetch(batches, 0, config.run.data_threads)
+    made = windows.prefetch(batches, 0, config.run.data_threads)
     next(made)
     tokens, useful, began = 0, 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:

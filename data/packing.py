@@ -32,7 +32,7 @@ import grain
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from data.pretraining import Masking
+from data.masking import Masking
 from data.tasks import Examples
 from data.tokenizers import Tokenizer
 from errors import UserError

@@ -29,10 +29,7 @@ from formats import google, transformers
 from formats.names import ARCHITECTURES
 from models import heads
 from models.transformer import Block
-from objectives.causal_lm import causal_lm
-from objectives.classification import classification
-from objectives.masked_lm import masked_lm
-from objectives.next_sentence import next_sentence
+from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
 from training.checkpoints import load_params
 from training.optimizers import make_optimizer, make_schedule
@@ -136,15 +133,22 @@ def objective(out, batch):
     weights = jnp.where(batch["labels"] >= 0, 1.0, 0.0)
     if "next_sentence_label" in batch:
         answers = batch["next_sentence_label"]
-        pairs = next_sentence(out["next_sentence_logits"], answers, jnp.ones(2))
-        return mean(masked_lm(out["logits"], labels, weights)) + mean(pairs)
+        pairs = weighted_cross_entropy(
+            out["next_sentence_logits"], answers, jnp.ones(2)
+        )
+        words = weighted_cross_entropy(out["logits"], labels, weights)
+        return mean(words) + mean(pairs)
     if "scores" in out:
         scores = out["scores"]
         shape = scores.shape[:-1]
         return mean(
-            classification(scores, labels.reshape(shape), weights.reshape(shape))
+            weighted_cross_entropy(
+                scores, labels.reshape(shape), weights.reshape(shape)
+            )
         )
-    return mean(causal_lm(out["logits"][:, :-1], labels[:, 1:], weights[:, 1:]))
+    return mean(
+        weighted_cross_entropy(out["logits"][:, :-1], labels[:, 1:], weights[:, 1:])
+    )
 
 
 def compare(folder, workdir):

@@ -10,6 +10,8 @@ import grain
 import jax
 import numpy as np
 import pytest
+from data.pretraining import Masking
+from objectives.causal_lm import causal_lm
 
 import configs
 import finetune
@@ -18,11 +20,9 @@ from configs import bert_mini, gpt_mini
 from configs.finetune import glue, topic
 from data import packing, tasks, tokenizers
 from data.labelled import Record
-from data.pretraining import Masking
 from data.tasks import Task
 from errors import UserError
 from models import heads
-from objectives.causal_lm import causal_lm
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
 from training.step import term_means

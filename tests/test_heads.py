@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models import heads
-from objectives.classification import classification
+from objectives.cross_entropy import weighted_cross_entropy
 from objectives.regression import regression
 from objectives.span import span
 from training.task_metrics import (
@@ -150,7 +150,7 @@ def test_spans_see_their_own_segment():
 
 def test_classification_by_hand():
     logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
-    loss, weight, metrics = classification(
+    loss, weight, metrics = weighted_cross_entropy(
         logits, jnp.array([[0, 1]]), jnp.array([[1.0, 2.0]])
     )
     assert float(loss) == pytest.approx(math.log(2) + 2 * math.log(10), rel=1e-6)

@@ -1,15 +1,25 @@
-"""Batches: literal examples of each objective, masking statistics, order, hosts."""
+"""Ways to pre-train: literal examples, masking statistics, order, hosts, losses."""
 
+import dataclasses
 import itertools
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from data import corpora, pretraining, shards, tokenizers
+import models
+from data import corpora, shards, tokenizers, windows
 from errors import UserError
+from pretraining import PRETRAININGS, check_model, check_tokenizer, way_of
+from pretraining.causal_lm import CausalLmExamples
+from pretraining.next_sentence import sentence_chunks, truncated_pair
 
 ROOT = Path(__file__).parents[1]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
@@ -26,6 +36,7 @@ BERT = {
     "max_predictions": 20,
     "whole_word": False,
 }
+PAIRS = BERT | {"short_seq_prob": 0.1, "random_next_rate": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +68,24 @@ def shards_of(tmp_path, tokenizer, monkeypatch):
 
 @pytest.fixture
 def masked_framing(tokenizer):
-    return pretraining.framing("masked_lm", False, tokenizer)
+    return PRETRAININGS["masked_lm"].framing(tokenizer)
 
 
 @pytest.fixture
 def pair_framing(tokenizer):
-    return pretraining.framing("masked_lm", True, tokenizer)
+    return PRETRAININGS["next_sentence"].framing(tokenizer)
+
+
+def masked_examples(stream, tokenizer, sequence_length, **settings):
+    objective = ConfigDict(BERT | settings)
+    way = PRETRAININGS["masked_lm"]
+    return way.examples(objective, stream, tokenizer, sequence_length)
+
+
+def pair_examples(stream, tokenizer, sequence_length, **settings):
+    objective = ConfigDict(PAIRS | settings)
+    way = PRETRAININGS["next_sentence"]
+    return way.examples(objective, stream, tokenizer, sequence_length)
 
 
 def random_documents(count, max_words, seed=0, pieces="abcde"):
@@ -103,7 +126,7 @@ def assert_same(batch, other):
 
 def test_causal_windows(shards_of):
     stream = shards_of(["a b c", "d", "e f a b"], shards.Framing(None, SEP, False))
-    examples = pretraining.CausalLmExamples(stream, 8)
+    examples = CausalLmExamples(stream, 8)
     assert len(examples) == 2
     assert as_lists(examples.example(0, None)) == {
         "tokens": [A, B, C, SEP, D, SEP, E, F],
@@ -126,7 +149,7 @@ def test_causal_predicts_every_token_with_a_predecessor_once(
     shards_of, sequence_length
 ):
     stream = shards_of(random_documents(40, 12), shards.Framing(None, SEP, False))
-    examples = pretraining.CausalLmExamples(stream, sequence_length)
+    examples = CausalLmExamples(stream, sequence_length)
     whole = stream.read(0, stream.num_tokens)
     predicted = np.zeros(stream.num_tokens, int)
     for index in range(len(examples)):
@@ -145,9 +168,7 @@ def test_causal_predicts_every_token_with_a_predecessor_once(
 
 def test_masked_windows(shards_of, tokenizer, masked_framing):
     stream = shards_of(["a b c", "d", "e f a b"], masked_framing)
-    examples = pretraining.MaskedLmExamples(
-        stream, tokenizer, 8, **BERT | {"max_predictions": 3, "mask_rate": 0.25}
-    )
+    examples = masked_examples(stream, tokenizer, 8, max_predictions=3, mask_rate=0.25)
     assert len(examples) == 2
     first, second = (examples.example(index, generator(0)) for index in range(2))
     assert original(first).tolist() == [CLS, A, B, C, SEP, CLS, D, SEP]
@@ -169,7 +190,7 @@ def test_masked_windows_cover_the_stream(shards_of, tokenizer, masked_framing):
     stream = shards_of(random_documents(40, 30), masked_framing)
     whole = stream.read(0, stream.num_tokens)
     document = np.searchsorted(stream.documents, np.arange(len(whole)), side="right")
-    examples = pretraining.MaskedLmExamples(stream, tokenizer, 16, **BERT)
+    examples = masked_examples(stream, tokenizer, 16)
     for index in range(len(examples)):
         example = examples.example(index, generator(index))
         tokens, start = original(example), index * 15
@@ -192,7 +213,7 @@ def test_number_to_predict_counts_special_tokens_as_bert_does(
 ):
     stream = shards_of(["a " * 400, "b"], masked_framing)
     for length, quota in ((64, round(9.6)), (100, 15), (128, 19), (200, 20)):
-        examples = pretraining.MaskedLmExamples(stream, tokenizer, length, **BERT)
+        examples = masked_examples(stream, tokenizer, length)
         example = examples.example(0, generator(0))
         assert example["weights"].sum() == quota
         assert example["weights"].shape == (20,)
@@ -204,10 +225,8 @@ def many_predictions(shards_of, tokenizer, masked_framing):
 
     def draw(**settings):
         stream = shards_of(random_documents(60, 60), masked_framing)
-        examples = pretraining.MaskedLmExamples(
-            stream, tokenizer, 128, **BERT | settings
-        )
-        batches = pretraining.training_batches(examples, batch_size=500, seed=3)
+        examples = masked_examples(stream, tokenizer, 128, **settings)
+        batches = windows.training_batches(examples, batch_size=500, seed=3)
         rows = [batches[step] for step in range(4)]
         return {name: np.concatenate([b[name] for b in rows]) for name in rows[0]}
 
@@ -247,7 +266,7 @@ def test_masking_statistics(many_predictions):
 
 def test_every_position_is_equally_likely(shards_of, tokenizer, masked_framing):
     stream = shards_of(["a b c d " * 40, "b"], masked_framing)
-    examples = pretraining.MaskedLmExamples(stream, tokenizer, 64, **BERT)
+    examples = masked_examples(stream, tokenizer, 64)
     drawn = np.zeros(64)
     for seed in range(2000):
         example = examples.example(1, generator(seed))
@@ -300,9 +319,9 @@ def test_whole_words_share_one_fate(many_predictions):
 def test_sentence_chunks():
     sentences = np.array([0, 3, 5, 9, 10, 20, 22, 24])
     documents = np.array([0, 4, 5, 7])
-    chunks = pretraining.sentence_chunks(sentences, documents, np.array([5, 5, 3]))
+    chunks = sentence_chunks(sentences, documents, np.array([5, 5, 3]))
     assert chunks.tolist() == [0, 2, 3 + 1, 5, 7]
-    chunks = pretraining.sentence_chunks(sentences, documents, np.array([3, 50, 1]))
+    chunks = sentence_chunks(sentences, documents, np.array([3, 50, 1]))
     assert chunks.tolist() == [0, 1, 3, 4, 5, 6, 7]
 
 
@@ -313,7 +332,7 @@ def test_truncation_keeps_as_much_as_bert_does():
         sizes = rng.integers(1, 40, 2)
         limit = int(rng.integers(5, 60))
         a, b = (np.arange(size, dtype=np.int32) for size in sizes)
-        kept_a, kept_b = pretraining.truncated_pair(a, b, limit, rng)
+        kept_a, kept_b = truncated_pair(a, b, limit, rng)
         length_a, length_b = sizes
         while length_a + length_b > limit:  # create_pretraining_data.py
             if length_a > length_b:
@@ -330,13 +349,12 @@ def test_truncation_keeps_as_much_as_bert_does():
 
 def test_pairs(shards_of, tokenizer, pair_framing):
     stream = shards_of(["a b\nc d", "e\nf"], pair_framing)
-    examples = pretraining.NextSentenceExamples(
+    examples = pair_examples(
         stream,
         tokenizer,
         10,
-        **BERT | {"max_predictions": 2},
+        max_predictions=2,
         short_seq_prob=0.0,
-        random_next_rate=0.5,
     )
     assert len(examples) == 2
     for index, is_next, random_nexts in (
@@ -377,19 +395,15 @@ def test_share_and_source_of_random_next_sentences(
         )
     ]
     stream = shards_of(documents, pair_framing)
-    examples = pretraining.NextSentenceExamples(
+    examples = pair_examples(
         stream,
         tokenizer,
         32,
-        **BERT,
-        short_seq_prob=0.1,
         random_next_rate=random_next_rate,
     )
     single = np.mean(np.diff(examples.chunks) == 1)
     assert 0.05 < single < 0.7
-    batches = pretraining.training_batches(
-        examples, batch_size=len(examples) * 15, seed=0
-    )
+    batches = windows.training_batches(examples, batch_size=len(examples) * 15, seed=0)
     batch = batches[0]
     labels = batch["next_sentence"]
     # Chunks of one sentence are always random, on top of the rate.
@@ -408,13 +422,11 @@ def test_share_and_source_of_random_next_sentences(
 def test_short_sequences_are_whole_documents(shards_of, tokenizer, pair_framing):
     stream = shards_of(["a\n" * 100 + "b"] * 1 + ["a\n" * 99 + "c"] * 1, pair_framing)
     for short_seq_prob, shortest in ((0.0, 61), (1.0, 2)):
-        examples = pretraining.NextSentenceExamples(
+        examples = pair_examples(
             stream,
             tokenizer,
             64,
-            **BERT,
             short_seq_prob=short_seq_prob,
-            random_next_rate=0.5,
         )
         assert ((examples.targets >= shortest) & (examples.targets <= 61)).all()
         sizes = np.diff(examples.chunks)
@@ -430,19 +442,17 @@ def test_short_sequences_are_whole_documents(shards_of, tokenizer, pair_framing)
 def all_examples(shards_of, tokenizer, masked_framing, pair_framing):
     documents = ["\n".join(random_documents(8, 12, seed)) for seed in range(12)]
     return {
-        "causal": pretraining.CausalLmExamples(
+        "causal": CausalLmExamples(
             shards_of(documents, shards.Framing(None, SEP, False)), 32
         ),
-        "masked": pretraining.MaskedLmExamples(
+        "masked": masked_examples(
             shards_of(documents, masked_framing), tokenizer, 32, **BERT
         ),
-        "pairs": pretraining.NextSentenceExamples(
+        "pairs": pair_examples(
             shards_of(documents, pair_framing),
             tokenizer,
             32,
-            **BERT | {"whole_word": True},
-            short_seq_prob=0.1,
-            random_next_rate=0.5,
+            whole_word=True,
         ),
     }
 
@@ -450,20 +460,20 @@ def all_examples(shards_of, tokenizer, masked_framing, pair_framing):
 @pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
 def test_a_batch_is_a_function_of_seed_and_step(all_examples, objective):
     examples = all_examples[objective]
-    batches = pretraining.training_batches(examples, batch_size=4, seed=7)
+    batches = windows.training_batches(examples, batch_size=4, seed=7)
     forward = [batches[step] for step in range(12)]
-    again = pretraining.training_batches(examples, batch_size=4, seed=7)
+    again = windows.training_batches(examples, batch_size=4, seed=7)
     for step in (11, 3, 0, 7, 3):
         assert_same(again[step], forward[step])
     assert_same(batches[10**12], again[10**12])
-    other = pretraining.training_batches(examples, batch_size=4, seed=8)
+    other = windows.training_batches(examples, batch_size=4, seed=8)
     assert any((other[s]["tokens"] != forward[s]["tokens"]).any() for s in range(3))
 
 
 def test_epochs_are_new_orders_with_fresh_masks(all_examples):
     examples = all_examples["masked"]
     count = len(examples)
-    batches = pretraining.training_batches(examples, batch_size=count, seed=0)
+    batches = windows.training_batches(examples, batch_size=count, seed=0)
     epochs = [batches[epoch] for epoch in range(3)]
     rows = [
         [
@@ -490,16 +500,16 @@ def test_epochs_are_new_orders_with_fresh_masks(all_examples):
 @pytest.mark.parametrize("host_count", [1, 2, 4])
 def test_hosts_share_the_global_batch(all_examples, objective, host_count):
     examples = all_examples[objective]
-    whole = pretraining.training_batches(examples, batch_size=8, seed=1)
-    held_out = pretraining.evaluation_batches(examples, batch_size=8)
+    whole = windows.training_batches(examples, batch_size=8, seed=1)
+    held_out = windows.evaluation_batches(examples, batch_size=8)
     parts = [
-        pretraining.training_batches(
+        windows.training_batches(
             examples, batch_size=8, seed=1, host_index=host, host_count=host_count
         )
         for host in range(host_count)
     ]
     evaluation_parts = [
-        pretraining.evaluation_batches(
+        windows.evaluation_batches(
             examples, batch_size=8, host_index=host, host_count=host_count
         )
         for host in range(host_count)
@@ -522,7 +532,7 @@ def test_evaluation_sees_every_example_once(all_examples, objective):
     count = len(examples)
     reference = None
     for batch_size in (1, 3, 8, 50):
-        batches = pretraining.evaluation_batches(examples, batch_size=batch_size)
+        batches = windows.evaluation_batches(examples, batch_size=batch_size)
         assert len(batches) == -(-count // batch_size)
         rows = joined([batches[step] for step in range(len(batches))])
         assert {len(array) for array in rows.values()} == {len(batches) * batch_size}
@@ -538,13 +548,13 @@ def test_evaluation_sees_every_example_once(all_examples, objective):
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
 def test_prefetching_keeps_the_order_and_starts_anywhere(all_examples, num_threads):
-    batches = pretraining.training_batches(all_examples["masked"], batch_size=4, seed=7)
+    batches = windows.training_batches(all_examples["masked"], batch_size=4, seed=7)
     for start in (0, 29):
-        ahead = pretraining.prefetch(batches, start, num_threads)
+        ahead = windows.prefetch(batches, start, num_threads)
         for step, batch in enumerate(itertools.islice(ahead, 20), start):
             assert_same(batch, batches[step])
-    held_out = pretraining.evaluation_batches(all_examples["masked"], batch_size=4)
-    ahead = list(pretraining.prefetch(held_out, 0, num_threads))
+    held_out = windows.evaluation_batches(all_examples["masked"], batch_size=4)
+    ahead = list(windows.prefetch(held_out, 0, num_threads))
     assert len(ahead) == len(held_out)
 
 
@@ -553,9 +563,9 @@ def test_threads_end_with_the_interpreter():
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import grain
-from data import pretraining
+from data import windows
 batches = grain.MapDataset.range(10**9).map(lambda i: (i, sum(range(10**5))))
-ahead = pretraining.prefetch(batches, 0, 2)
+ahead = windows.prefetch(batches, 0, 2)
 print(next(ahead)[0], next(ahead)[0])
 """
     process = subprocess.run(
@@ -573,93 +583,321 @@ print(next(ahead)[0], next(ahead)[0])
 
 
 def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_examples):
-    causal = pretraining.CausalLmExamples(
+    causal = CausalLmExamples(
         shards_of(["a b c", "d"], shards.Framing(None, SEP, False)), 8
     )
-    batch = pretraining.evaluation_batches(causal, batch_size=1)[0]
-    assert pretraining.describe(batch, tokenizer, 1).splitlines() == [
+    batch = windows.evaluation_batches(causal, batch_size=1)[0]
+    assert windows.describe(batch, tokenizer, 1).splitlines() == [
         "row 0: 6 tokens, 2 padding, 2 document(s), 4 predicted",
         "  document 1: a b c [SEP] |",
         "  document 2: d [SEP] |",
         "padding: 25.0% of the batch's 8 tokens",
     ]
-    masked = pretraining.MaskedLmExamples(
+    masked = masked_examples(
         shards_of(["a", "b"], masked_framing),
         tokenizer,
         8,
-        **BERT | {"mask_rate": 0.3, "mask_token_rate": 1.0, "random_token_rate": 0.0},
+        mask_rate=0.3,
+        mask_token_rate=1.0,
+        random_token_rate=0.0,
     )
-    batch = pretraining.evaluation_batches(masked, batch_size=2)[0]
-    assert pretraining.describe(batch, tokenizer, 2).splitlines() == [
+    batch = windows.evaluation_batches(masked, batch_size=2)[0]
+    assert windows.describe(batch, tokenizer, 2).splitlines() == [
         "row 0: 6 tokens, 2 padding, 2 document(s), 2 predicted",
         "  document 1: [CLS] {[MASK] -> a} [SEP]",
         "  document 2: [CLS] {[MASK] -> b} [SEP]",
         "row 1: 0 tokens, 8 padding, 0 document(s), 0 predicted",
         "padding: 62.5% of the batch's 16 tokens",
     ]
-    batches = pretraining.training_batches(all_examples["pairs"], batch_size=4, seed=0)
-    text = pretraining.describe(batches[0], tokenizer, 4)
+    batches = windows.training_batches(all_examples["pairs"], batch_size=4, seed=0)
+    text = windows.describe(batches[0], tokenizer, 4)
     assert text.count("next sentence: ") == 4
     assert " -> " in text
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mask_rate": 0.0}, r"objective\.mask_rate=0\.0"),
-        ({"mask_rate": 1.5}, r"objective\.mask_rate=1\.5"),
-        ({"mask_token_rate": -0.1}, r"objective\.mask_token_rate=-0\.1"),
-        ({"random_token_rate": 0.3}, r"random_token_rate=0\.3 add up to more than 1"),
-        ({"max_predictions": 0}, r"objective\.max_predictions=0"),
-        ({"sequence_length": 7}, r"data\.sequence_length=7"),
-        ({"short_seq_prob": 1.1}, r"objective\.short_seq_prob=1\.1"),
-        ({"random_next_rate": -0.1}, r"objective\.random_next_rate=-0\.1"),
-    ],
-)
-def test_bad_settings(shards_of, tokenizer, pair_framing, settings, message):
-    stream = shards_of(["a b\nc d", "e\nf"], pair_framing)
-    good = BERT | {"sequence_length": 16, "short_seq_prob": 0.1}
-    good["random_next_rate"] = 0.5
-    with pytest.raises(UserError, match=message):
-        pretraining.NextSentenceExamples(stream, tokenizer, **good | settings)
-
-
 def test_one_document_has_no_random_next_sentence(shards_of, tokenizer, pair_framing):
     stream = shards_of(["a b\nc d"], pair_framing)
-    with pytest.raises(UserError, match=r"two documents.*next_sentence=False"):
-        pretraining.NextSentenceExamples(
-            stream,
-            tokenizer,
-            16,
-            **BERT,
-            short_seq_prob=0.1,
-            random_next_rate=0.5,
-        )
+    with pytest.raises(UserError, match=r"two documents.*objective.name='masked_lm'"):
+        pair_examples(stream, tokenizer, 16)
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_too_little_text(shards_of, tokenizer, name):
+    stream = shards_of(["a"], shards.Framing(None, None, name == "next_sentence"))
+    with pytest.raises(UserError, match=r"1 token.*nothing to predict|two documents"):
+        PRETRAININGS[name].examples(ConfigDict(PAIRS), stream, tokenizer, 16)
 
 
 def test_framing(tokenizer, tmp_path):
-    assert pretraining.framing("causal_lm", False, tokenizer) == shards.Framing(
-        None, None, False
-    )
-    assert pretraining.framing("masked_lm", False, tokenizer) == shards.Framing(
-        CLS, SEP, False
-    )
-    assert pretraining.framing("masked_lm", True, tokenizer) == shards.Framing(
-        None, None, True
-    )
+    causal = PRETRAININGS["causal_lm"]
+    assert causal.framing(tokenizer) == shards.Framing(None, None, False)
+    masked = PRETRAININGS["masked_lm"].framing(tokenizer)
+    assert masked == shards.Framing(CLS, SEP, False)
+    pairs = PRETRAININGS["next_sentence"].framing(tokenizer)
+    assert pairs == shards.Framing(None, None, True)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n<|endoftext|>\n")
     with_end_of_text = tokenizers.load(str(tmp_path / "vocab.txt"))
-    assert pretraining.framing("causal_lm", False, with_end_of_text) == shards.Framing(
-        3, 3, False
-    )
+    assert causal.framing(with_end_of_text) == shards.Framing(3, 3, False)
+
+
+def test_special_tokens_that_a_way_needs(tokenizer, tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     without_mask = tokenizers.load(str(tmp_path / "vocab.txt"))
-    with pytest.raises(UserError, match=r"has no mask \(it has cls, pad, sep, unk\)"):
-        pretraining.framing("masked_lm", False, without_mask)
+    check_tokenizer("causal_lm", without_mask)
+    for name in ("masked_lm", "next_sentence"):
+        check_tokenizer(name, tokenizer)
+        message = rf"'{name}' needs.* has no mask \(it has cls, pad, sep, unk\)"
+        with pytest.raises(UserError, match=message):
+            check_tokenizer(name, without_mask)
+
+
+# Settings, and what must fit what
+
+
+def config_of(name, sequence_length=128, **settings):
+    objective = (PAIRS if PRETRAININGS[name].settings else {}) | settings
+    return ConfigDict(
+        {
+            "objective": objective | {"name": name},
+            "data": {"sequence_length": sequence_length},
+        }
+    )
+
+
+def objections(name, **settings):
+    config = config_of(name, **settings)
+    return [said for rule in PRETRAININGS[name].rules if (said := rule(config))]
+
+
+@pytest.mark.parametrize(
+    ("setting", "good", "bad"),
+    [
+        ("mask_rate", [0.15, 1], [0.0, -0.1, 1.5, float("nan")]),
+        ("mask_token_rate", [0, 0.8, 1], [-0.1, 1.1]),
+        ("random_token_rate", [0, 0.1, 1], [-0.1, 1.1]),
+        ("max_predictions", [1, 20], [0, -1]),
+        ("short_seq_prob", [0, 0.1, 1], [-0.1, 1.1]),
+        ("random_next_rate", [0, 0.5, 1], [-0.1, 1.1]),
+    ],
+)
+def test_ranges_of_settings(setting, good, bad):
+    rows = {row.name: row for row in PRETRAININGS["next_sentence"].settings}
+    row = rows[f"objective.{setting}"]
+    assert all(row.allows(value) for value in good)
+    assert not any(row.allows(value) for value in bad)
+
+
+def test_a_way_has_a_row_for_each_of_its_settings():
+    def rows(name):
+        return {row.name for row in PRETRAININGS[name].settings}
+
+    assert rows("causal_lm") == set()
+    assert rows("masked_lm") == {f"objective.{name}" for name in BERT}
+    assert rows("next_sentence") == {f"objective.{name}" for name in PAIRS}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("causal_lm", {"sequence_length": 7}, r"data\.sequence_length=7 is too short"),
+        ("masked_lm", {"sequence_length": 7}, r"data\.sequence_length=7 is too short"),
+        (
+            "masked_lm",
+            {"random_token_rate": 0.3},
+            r"mask_token_rate=0\.8 and objective\.random_token_rate=0\.3 add up to",
+        ),
+        (
+            "next_sentence",
+            {"sequence_length": 512},
+            r"max_predictions=20 leaves 3\.9 % of the 512 .*mask_rate=0\.15.*set "
+            r"objective\.max_predictions=77$",
+        ),
+        (
+            "masked_lm",
+            {"sequence_length": 32, "mask_rate": 0.4, "max_predictions": 5},
+            r"max_predictions=5 leaves 15\.6 %.*set objective\.max_predictions=13$",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(name, settings, message):
+    (said,) = objections(name, **settings)
+    assert re.search(message, said)
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_settings_that_fit_each_other(name):
+    """20 at 128 (19.2 wanted) and 26 at 64 (25.6 wanted) are right."""
+    assert objections(name) == []
+    assert objections(name, sequence_length=8) == []
+    if PRETRAININGS[name].settings:
+        fitting = {"sequence_length": 64, "mask_rate": 0.4}
+        assert objections(name, **fitting, max_predictions=26) == []
+        assert objections(name, **fitting, max_predictions=25) != []
+        assert objections(name, mask_token_rate=0.9) == []
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+@pytest.mark.parametrize("mask_rate", [0.01, 0.15, 0.4, 1.0])
+def test_tiny_settings_fit_their_length(name, mask_rate):
+    settings = {"mask_rate": mask_rate} if PRETRAININGS[name].settings else {}
+    config = config_of(name, 32, **settings)
+    config.objective.update(PRETRAININGS[name].tiny(config.objective, 32))
+    assert [rule(config) for rule in PRETRAININGS[name].rules if rule(config)] == []
+    assert all(
+        row.allows(config.objective[row.name.removeprefix("objective.")])
+        for row in PRETRAININGS[name].settings
+    )
+
+
+BERT_MODEL = {"family": "bert", "pooler": True}
+BERT_MODEL |= {"masked_lm_head": True, "next_sentence_head": True}
+GPT_MODEL = {"family": "gpt"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (
+            "next_sentence",
+            BERT_MODEL | {"pooler": False, "next_sentence_head": False},
+            "predicts next_sentence.*set model.next_sentence_head=True and "
+            "model.pooler=True, or objective.name='masked_lm'$",
+        ),
+        (
+            "next_sentence",
+            BERT_MODEL | {"pooler": False},
+            "set model.pooler=True, or objective.name='masked_lm'$",
+        ),
+        (
+            "masked_lm",
+            BERT_MODEL | {"masked_lm_head": False},
+            "predicts masked_lm.*set model.masked_lm_head=True$",
+        ),
+        (
+            "causal_lm",
+            BERT_MODEL,
+            "sees the left side alone.*model.family='bert' does not: set "
+            "model.family='gpt', or objective.name='masked_lm', or "
+            "objective.name='next_sentence'$",
+        ),
+        (
+            "masked_lm",
+            GPT_MODEL,
+            "sees both sides.*model.family='gpt' does not: set model.family='bert', or "
+            "objective.name='causal_lm'$",
+        ),
+        ("next_sentence", GPT_MODEL, "sees both sides.*set model.family='bert'"),
+    ],
+)
+def test_models_that_cannot_be_trained_in_a_way(name, fields, message):
+    with pytest.raises(UserError, match=f"^objective.name='{name}' needs .*{message}"):
+        check_model(name, fields)
+
+
+def test_what_a_position_sees_counts_as_well(monkeypatch):
+    """A family that sees both sides and yet has an output for the next token."""
+    seeing = dataclasses.replace(models.FAMILIES["bert"], outputs={"causal_lm": {}})
+    monkeypatch.setitem(models.FAMILIES, "seeing", seeing)
+    with pytest.raises(UserError, match=r"sees the left side alone.*set .*'gpt'$"):
+        check_model("causal_lm", {"family": "seeing"})
+    either = dataclasses.replace(seeing, sees=("left", "both"))
+    monkeypatch.setitem(models.FAMILIES, "seeing", either)
+    check_model("causal_lm", {"family": "seeing"})
+
+
+def test_models_that_can_be_trained_in_a_way():
+    check_model("causal_lm", GPT_MODEL)
+    check_model("masked_lm", BERT_MODEL | {"next_sentence_head": False})
+    check_model("masked_lm", BERT_MODEL)
+    check_model("next_sentence", BERT_MODEL)
+
+
+def test_unknown_ways_are_refused_with_those_there_are():
+    message = "'mased_lm' is no way.* causal_lm, masked_lm, next_sentence; .*masked_lm?"
+    with pytest.raises(UserError, match=message):
+        way_of("mased_lm")
+    with pytest.raises(UserError, match=r"'' is no way to.*, next_sentence$"):
+        way_of("")
+
+
+# Losses, lines, evaluations
+
+
+SMALL = {"vocab_size": 35, "max_positions": 16, "num_layers": 1, "num_heads": 2}
+SMALL |= {"head_dim": 4, "hidden_size": 8, "ffn_size": 16, "activation": "relu"}
+SMALL |= {"norm_epsilon": 1e-5, "init_std": 0.5, "precision": "float32"}
+SMALL |= {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+OWN = {
+    "bert": BERT_MODEL | {"num_token_types": 2, "truncated_init": True},
+    "gpt": GPT_MODEL
+    | {"pre_norm": True, "table_dropout": False, "residual_scaling": False}
+    | {"position_init_std": 0.02},
+}
+
+
+@pytest.mark.parametrize("logit_chunks", [1, 3])
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
+    """Against -log p of the right word and the right label, term by term."""
+    way = PRETRAININGS[name]
+    family = "gpt" if way.sees == "left" else "bert"
+    model = models.build(SMALL | OWN[family])
+    documents = ["\n".join(random_documents(8, 5, seed)) for seed in range(3)]
+    stream = shards_of(documents, way.framing(tokenizer))
+    objective = ConfigDict(PAIRS | {"max_predictions": 5})
+    examples = way.examples(objective, stream, tokenizer, 16)
+    batch = windows.evaluation_batches(examples, batch_size=8)[0]
+    batch = jax.tree.map(jnp.asarray, batch)
+    params = model.init(jax.random.key(0), batch)
+    terms = way.loss_terms(model, logit_chunks)(params, batch, None)
+    assert tuple(terms) == way.outputs
+    for output, (loss, weight, _) in terms.items():
+        targets, weights = batch["targets"], batch["weights"]
+        if output == "next_sentence":
+            targets, weights = batch["next_sentence"], batch["next_sentence_weights"]
+            assert set(targets.tolist()) == {0, 1}
+        states, table, bias = model.apply(params, batch)[output]
+        scores = np.asarray(states) @ np.asarray(table).T
+        scores = scores if bias is None else scores + np.asarray(bias)
+        right = np.take_along_axis(
+            np.asarray(jax.nn.log_softmax(scores)), targets[..., None], axis=-1
+        )
+        np.testing.assert_allclose(loss, -(right[..., 0] * weights).sum(), rtol=1e-5)
+        assert weight == weights.sum() > 0
+
+
+def test_lines_to_beat(shards_of, tokenizer):
+    stream = shards_of(["a b", "a b", "a a"], shards.Framing(CLS, SEP, False))
+    name, entropy = PRETRAININGS["causal_lm"].line(stream, tokenizer)
+    shares = np.array([4, 2, 3, 3]) / 12
+    assert name == "unigram entropy"
+    assert entropy == pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12)
+    shares = np.array([4, 2]) / 6  # special tokens are never masked
+    for way in ("masked_lm", "next_sentence"):
+        assert PRETRAININGS[way].line(stream, tokenizer) == (
+            "unigram entropy",
+            pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12),
+        )
+    assert stream.unigram_counts[CLS] == 3  # the counts are left as they were
+
+
+def test_evaluations(shards_of):
+    """Two documents of 5 tokens with their ends: 3 of them are predicted."""
+    heldout = shards_of(["a b", "c"], shards.Framing(None, SEP, False))
+    assert (heldout.num_tokens, heldout.text_bytes) == (5, 4)
+    loss = np.log(8)
+    assert PRETRAININGS["causal_lm"].evaluation(loss, heldout) == {
+        "perplexity": pytest.approx(8),
+        "bits_per_byte": pytest.approx(3 * 3 / 4),  # 3 tokens of 3 bits, 4 bytes
+    }
+    for way in ("masked_lm", "next_sentence"):
+        found = PRETRAININGS[way].evaluation(loss, heldout)
+        assert found == {"perplexity": pytest.approx(8)}
+        assert PRETRAININGS[way].evaluation(1e4, heldout) == {"perplexity": math.inf}
 
 
 def test_batches_that_do_not_divide_over_hosts(all_examples):
     with pytest.raises(UserError, match=r"data\.batch_size=6 .* 4 host"):
-        pretraining.training_batches(
+        windows.training_batches(
             all_examples["causal"], batch_size=6, seed=0, host_count=4
         )

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import prepare
 from data import corpora, shards, tokenizers
+from data.workers import process_workers, ray_workers
 from errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -238,15 +238,28 @@ def die(_):
 
 
 def test_processes_write_the_same_bytes(tmp_path, tokenizer, monkeypatch):
-    with prepare.process_workers(2) as workers:
+    with process_workers(2) as workers:
         prepare_by(workers, tmp_path, tokenizer, monkeypatch)
         with pytest.raises(UserError, match="shard 3 cannot be written"):
             workers.submit(refuse, 3).result()
     with (
         pytest.raises(UserError, match="--processes=1"),
-        prepare.process_workers(2) as workers,
+        process_workers(2) as workers,
     ):
         workers.submit(die, 3).result()
+
+
+def test_processes_that_write_import_no_jax():
+    """They import prepare.py again, and jax takes a second and threads of its own."""
+    script = "import sys, prepare; print({'jax', 'grain'} & sys.modules.keys())"
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    ).stdout
+    assert printed == "set()\n"
 
 
 def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
@@ -262,7 +275,7 @@ def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.add_node(num_cpus=1)
-        with prepare.ray_workers(cluster.address) as workers:
+        with ray_workers(cluster.address) as workers:
             assert workers.count == 2
             prepare_by(workers, tmp_path, tokenizer, monkeypatch)
         for function, message in (
@@ -271,14 +284,14 @@ def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
         ):
             with (
                 pytest.raises(UserError, match=message),
-                prepare.ray_workers(cluster.address) as workers,
+                ray_workers(cluster.address) as workers,
             ):
                 workers.submit(function, 3).result()
     finally:
         cluster.shutdown()
     with (
         pytest.raises(UserError, match=r"--ray=auto: no Ray cluster answers"),
-        prepare.ray_workers("auto"),
+        ray_workers("auto"),
     ):
         pass
 
@@ -287,7 +300,7 @@ def test_ray_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(UserError, match="uv sync --extra cluster"),
-        prepare.ray_workers("auto"),
+        ray_workers("auto"),
     ):
         pass
 

@@ -1,7 +1,6 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -61,11 +60,6 @@ def read_metrics(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < math.log(1e308) else math.inf
 
 
 def draw_curves(

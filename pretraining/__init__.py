@@ -1,0 +1,98 @@
+"""The ways to pre-train that a config's `objective.name` can name, and their checks."""
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from data.tokenizers import Tokenizer
+from errors import UserError
+from pretraining import causal_lm, masked_lm, next_sentence
+from pretraining.record import Pretraining
+
+PRETRAININGS: dict[str, Pretraining] = {
+    "causal_lm": causal_lm.PRETRAINING,
+    "masked_lm": masked_lm.PRETRAINING,
+    "next_sentence": next_sentence.PRETRAINING,
+}
+SIDES = {"left": "the left side alone", "both": "both sides"}
+
+
+def way_of(name: str) -> Pretraining:
+    """The way of an `objective.name`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name in PRETRAININGS:
+        return PRETRAININGS[name]
+    near = difflib.get_close_matches(name, PRETRAININGS, n=1)
+    raise UserError(
+        f"objective.name={name!r} is no way to pre-train: it is one of "
+        f"{', '.join(PRETRAININGS)}{f'; did you mean {near[0]}?' if near else ''}"
+    )
+
+
+def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
+    """UserError where the tokenizer lacks a special token that the way needs."""
+    roles, there = way_of(name).roles, tokenizer.special_ids
+    missing = [role for role in roles if role not in there]
+    if missing:
+        raise UserError(
+            f"objective.name={name!r} needs the special tokens {', '.join(roles)}; the "
+            f"tokenizer has no {', '.join(missing)} (it has "
+            f"{', '.join(sorted(there)) or 'none'}). Train one for it, with "
+            "data.tokenizer.path='', or bring one that has them."
+        )
+
+
+def check_model(name: str, fields: Mapping[str, Any]) -> None:
+    """Checks that a model can be pre-trained in a way.
+
+    Args:
+        name: `objective.name` of a config.
+        fields: its `model`, of a family that there is.
+
+    Raises:
+        UserError: its positions see more or less than the way is made for, or it does
+            not predict all that the way needs.
+    """
+    import models  # and with it jax, which preparing needs not
+
+    way, family = way_of(name), models.family_of(fields)
+    outputs = models.outputs_of(fields)
+    if _fits(way, family.sees, outputs):
+        return
+    missing = [output for output in way.outputs if output not in outputs]
+    lacks = f"predicts {' and '.join(missing)}"
+    if way.sees not in family.sees:
+        lacks = f"sees {SIDES[way.sees]} of a position"
+    if _fits(way, family.sees, family.outputs):
+        needed = {}
+        for output in missing:
+            needed |= family.outputs[output]
+        ways_out = [
+            " and ".join(
+                f"model.{field}={value}"
+                for field, value in needed.items()
+                if fields[field] != value
+            )
+        ]
+    else:
+        ways_out = [
+            f"model.family={other!r}"
+            for other, record in models.FAMILIES.items()
+            if _fits(way, record.sees, record.outputs)
+        ]
+    ways_out += [
+        f"objective.name={other!r}"
+        for other, record in PRETRAININGS.items()
+        if _fits(record, family.sees, outputs)
+    ]
+    raise UserError(
+        f"objective.name={name!r} needs a model that {lacks}, which this one of "
+        f"model.family={fields['family']!r} does not: set {', or '.join(ways_out)}"
+    )
+
+
+def _fits(way: Pretraining, sees: tuple[str, ...], outputs: Collection[str]) -> bool:
+    return way.sees in sees and set(way.outputs) <= set(outputs)

@@ -1,0 +1,104 @@
+"""Masked language modelling alone: predict the tokens behind the mask.
+
+Source: Devlin et al. 2019, section 3.1, task 1; without next sentence prediction, as
+Liu et al. 2019, section 4.2, in rows packed full.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from data.masking import Masking
+from data.shards import Framing, Shards
+from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
+from data.windows import Example, check_text, padded, segments
+from pretraining import masked_words
+from pretraining.language_model import word_loss
+from pretraining.record import Objective, Pretraining
+
+
+class MaskedLmExamples:
+    """Windows of the stream, some of their tokens masked.
+
+    Rows are packed full: a window goes on into the following documents, which do not
+    see each other (`segment_ids`). Each window begins with [CLS], put in front where it
+    cuts a document, and advances by T-1 tokens.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        tokenizer: Tokenizer,
+        masking: Masking,
+        sequence_length: int,
+    ):
+        check_text(shards)
+        self.masking = masking
+        self.shards = shards
+        self.sequence_length = sequence_length
+        self.cls = tokenizer.special_ids["cls"]
+        self.pad = tokenizer.special_ids["pad"]
+        assert shards.read(0, 1)[0] == self.cls, "shards framed for another way"
+
+    def __len__(self) -> int:
+        # No window for the last token alone: it is a [SEP], nothing to predict.
+        return (self.shards.num_tokens - 2) // (self.sequence_length - 1) + 1
+
+    def example(self, index: int, generator: np.random.Generator) -> Example:
+        documents = self.shards.documents
+        start = index * (self.sequence_length - 1)
+        if documents[np.searchsorted(documents, start)] != start:
+            start -= 1  # within a document: [CLS] takes the place of the token before
+        stop = min(start + self.sequence_length, self.shards.num_tokens)
+        tokens = self.shards.read(start, stop)
+        tokens[0] = self.cls
+        segment_ids, positions = segments(documents, start, stop)
+        row = padded(
+            {"tokens": tokens, "segment_ids": segment_ids, "positions": positions},
+            self.sequence_length,
+        )
+        row["tokens"][len(tokens) :] = self.pad
+        row["token_types"] = np.zeros(self.sequence_length, np.int32)
+        return self.masking.mask(row, generator)
+
+
+def framing(tokenizer: Tokenizer) -> Framing:
+    """Each document is `[CLS] ... [SEP]`."""
+    ids = tokenizer.special_ids
+    return Framing(ids["cls"], ids["sep"], split_sentences=False)
+
+
+def make_examples(
+    objective: Objective, split: Shards, tokenizer: Tokenizer, sequence_length: int
+) -> MaskedLmExamples:
+    masking = masked_words.make_masking(objective, tokenizer)
+    return MaskedLmExamples(split, tokenizer, masking, sequence_length)
+
+
+def loss_terms(model: Any, logit_chunks: int) -> Callable:
+    """The masked tokens."""
+
+    def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
+        output = model.apply(params, batch, dropout_key)
+        return {"masked_lm": word_loss(output["masked_lm"], batch, logit_chunks)}
+
+    return terms
+
+
+PRETRAINING = Pretraining(
+    special_tokens=BERT_SPECIAL_TOKENS,
+    roles=masked_words.ROLES,
+    framing=framing,
+    examples=make_examples,
+    outputs=("masked_lm",),
+    sees="both",
+    loss_terms=loss_terms,
+    predicted=lambda objective, _: objective.max_predictions,
+    line=masked_words.line,
+    evaluation=masked_words.evaluation,
+    commands=("fill_mask",),
+    settings=masked_words.SETTINGS,
+    rules=masked_words.RULES,
+    tiny=masked_words.tiny,
+)
