@@ -11,8 +11,7 @@ from jaxtyping import install_import_hook
 
 # Every annotated shape becomes a check; must run before the packages are imported.
 CHECKED = ["models", "objectives", "training", "data.shards", "data.pretraining"]
-CHECKED += ["data.labelled", "data.tasks", "data.spans", "data.packing"]
-CHECKED += ["data.predictions"]
+CHECKED += ["data.labelled", "tasks"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import jax
