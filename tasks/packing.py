@@ -8,18 +8,22 @@ A batch is a dict of arrays. B rows of T tokens, E slots a row for examples, R r
 positions an example:
 
 - `tokens`, `segment_ids` (1, 2, .. number the sequences of the row, 0 is padding),
-  `positions` [B, T]; encoders: `token_types` [B, T].
+  `positions` [B, T]; of models that read them `token_types` [B, T].
 - `example_ids` [B, E]: index into `Examples.encoded`, -1 for an unused slot.
-- classification, choice: `readout_positions` [B, E, R], `labels`, `weights` [B, E];
-  R is the number of answers of a choice.
-- similarity: the same with `scores` [B, E] for `labels`; decoders: R = 2.
-- tagging: `labels`, `weights`, `word_ids` [B, T]; word_ids is -1 off first pieces.
-- span: `example_segments`, `starts`, `ends`, `weights` [B, E].
-- decoders: `lm_targets`, `lm_weights` [B, T], the next token within the sequence.
-- encoders, of `with_masked_tokens`: `masked_tokens` [B, T] and what is masked there,
-  `predict_positions`, `lm_targets`, `lm_weights` [B, P].
+- What the kind says of an example, [B, E] or [B, E, R], or of a token, [B, T]:
 
-Weights are 0 in unused slots and for unlabelled data.
+    classification   `readout_positions` [B, E, 1], `labels`, `weights` [B, E]
+    similarity       `readout_positions` [B, E, R], `scores`, `weights` [B, E];
+                     R = 2 orders for models that see left only
+    choice           `readout_positions` [B, E, R], `labels`, `weights` [B, E];
+                     R is the number of answers
+    tagging          `labels`, `weights`, `word_ids` [B, T]
+    span             `starts`, `ends`, `weights` [B, E]
+
+- What `auxiliary_lm` adds.
+
+Weights are 0 in unused slots and for unlabelled data. Rows without an example fill a
+batch up at its end, where devices and micro-batches want more.
 """
 
 import collections
@@ -32,10 +36,10 @@ import grain
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from data.masking import Masking
-from data.tasks import Examples
 from data.tokenizers import Tokenizer
 from errors import UserError
+from tasks.encoding import Examples
+from tasks.record import Kind
 
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 
@@ -52,7 +56,7 @@ class RowShape:
     """The static shape of batches.
 
     Attributes:
-        rows: B, over all hosts.
+        rows: B, of which none is empty while training.
         length: T.
         slots: E, the most examples a row takes.
         packed: False: one example a row.
@@ -69,7 +73,6 @@ def row_shape(
     *,
     examples_per_batch: int,
     longest_row: int,
-    rows_multiple: int,
     packed: bool,
     read_once: bool,
 ) -> RowShape:
@@ -82,7 +85,6 @@ def row_shape(
         examples: of the training split (or the one to evaluate).
         examples_per_batch: the papers' batch size.
         longest_row: T may grow to this; twice `max_length` or more packs well.
-        rows_multiple: B must be a multiple of this (devices times micro-batches).
         packed: False: one example a row, rows as long as the longest example.
         read_once: for `evaluation_batches`; the last batch shall be nearly full, too.
 
@@ -101,8 +103,7 @@ def row_shape(
         )
     shortest_row = min(-(-longest // 8) * 8, longest_row)
     if not packed:
-        rows = -(-examples_per_batch // rows_multiple) * rows_multiple
-        return RowShape(rows, shortest_row, 1, False)
+        return RowShape(examples_per_batch, shortest_row, 1, False)
     sample = lengths[np.random.default_rng(0).permutation(len(lengths))[:4096]]
     if read_once:
         sample = np.sort(sample)[::-1]
@@ -120,25 +121,21 @@ def row_shape(
     rows = examples_per_batch * len(packing) / len(sample)
     if read_once:
         total = math.ceil(len(packing) * len(lengths) / len(sample))
-        rows = _even_rows(total, rows, rows_multiple)
+        rows = _even_rows(total, rows)
     return RowShape(
-        rows=max(1, round(rows / rows_multiple)) * rows_multiple,
+        rows=max(1, round(rows)),
         length=length,
         slots=max(map(len, packing)),
         packed=True,
     )
 
 
-def _even_rows(total: int, rows: float, multiple: int) -> int:
+def _even_rows(total: int, rows: float) -> int:
     """About so many rows a batch that `total` rows leave the last one nearly full."""
-
-    def in_batches(count: int) -> int:
-        return math.ceil(total / count / multiple) * multiple
-
     wanted = max(1, round(total / rows))
     counts = range(math.ceil(wanted / 1.5), math.floor(wanted * 1.5) + 1)
-    best = min(counts, key=lambda n: (n * in_batches(n), abs(n - wanted)))
-    return in_batches(best)
+    best = min(counts, key=lambda n: (n * math.ceil(total / n), abs(n - wanted)))
+    return math.ceil(total / best)
 
 
 def pack(
@@ -172,38 +169,35 @@ def pack(
 
 
 def training_batches(
-    examples: Examples,
-    shape: RowShape,
-    *,
-    seed: int,
-    host_index: int = 0,
-    host_count: int = 1,
+    examples: Examples, shape: RowShape, *, seed: int, rows_multiple: int = 1
 ) -> grain.MapDataset:
-    """`[step]` is this host's rows of the batch of that step; without end.
+    """`[step]` is the batch of that step; without end.
 
     A pure function of (seed, step). Each epoch shuffles the examples by (seed, epoch),
     packs them, and shuffles the rows; the rows of all epochs follow one another, so
     every example comes once an epoch and no batch is short. To seek, the epochs before
     are packed again for their numbers of rows, a second per million examples or so.
+
+    Args:
+        rows_multiple: empty rows fill each batch up to a multiple of this (devices
+            times micro-batches), so that steps and their order do not depend on it.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
-    mine = _host_rows(shape, host_index, host_count)
     order = _EndlessRows(examples.lengths, shape, seed)
 
     def batch(step: int) -> Batch:
-        rows = [order.row(step * shape.rows + row) for row in mine]
-        return _batch(examples, rows, shape)
+        rows = [order.row(step * shape.rows + row) for row in range(shape.rows)]
+        return _batch(examples, rows, shape, rows_multiple)
 
     return grain.MapDataset.range(MAX_STEPS).map(batch)
 
 
 def evaluation_batches(
-    examples: Examples, shape: RowShape, *, host_index: int = 0, host_count: int = 1
+    examples: Examples, shape: RowShape, *, rows_multiple: int = 1
 ) -> grain.MapDataset:
     """Every example once, the longest first where rows are packed, since that leaves
-    the least padding; the last batch is filled with empty rows."""
-    mine = _host_rows(shape, host_index, host_count)
+    the least padding; empty rows fill up the last batch, and each to the multiple."""
     order = np.arange(len(examples.lengths))
     if shape.packed:
         order = np.argsort(-examples.lengths, kind="stable")
@@ -211,52 +205,11 @@ def evaluation_batches(
     packing = [order[row].tolist() for row in packed]
 
     def batch(step: int) -> Batch:
-        places = [step * shape.rows + row for row in mine]
-        rows = [packing[place] if place < len(packing) else [] for place in places]
-        return _batch(examples, rows, shape)
+        rows = packing[step * shape.rows : (step + 1) * shape.rows]
+        rows += [[]] * (shape.rows - len(rows))
+        return _batch(examples, rows, shape, rows_multiple)
 
     return grain.MapDataset.range(-(-len(packing) // shape.rows)).map(batch)
-
-
-def with_masked_tokens(
-    batches: grain.MapDataset, masking: Masking, seed: int
-) -> grain.MapDataset:
-    """Adds what an auxiliary masked LM reads and predicts, drawn by (seed, step)."""
-
-    def add(batch: Batch, generator: np.random.Generator) -> Batch:
-        rows = [
-            masking.mask({"tokens": tokens, "segment_ids": segment_ids}, generator)
-            for tokens, segment_ids in zip(
-                batch["tokens"], batch["segment_ids"], strict=True
-            )
-        ]
-        return batch | {
-            new: np.stack([row[name] for row in rows])
-            for new, name in (
-                ("masked_tokens", "tokens"),
-                ("predict_positions", "predict_positions"),
-                ("lm_targets", "targets"),
-                ("lm_weights", "weights"),
-            )
-        }
-
-    return batches.random_map(add, seed=seed)
-
-
-def with_sequence_weights(batches: grain.MapDataset) -> grain.MapDataset:
-    """Scales `lm_weights` to a sum of 1 in each sequence, as GPT-1's release does.
-
-    The loss is then the mean over sequences of the mean over their tokens, so that a
-    short one counts as much as a long one.
-    """
-
-    def scale(batch: Batch) -> Batch:
-        weights = batch["lm_weights"].copy()
-        for i, segments in enumerate(batch["segment_ids"]):
-            weights[i] /= np.maximum(np.bincount(segments, weights[i]), 1)[segments]
-        return batch | {"lm_weights": weights}
-
-    return batches.map(scale)
 
 
 def pack_all(lengths: Int[np.ndarray, " N"], shape: RowShape) -> list[list[int]]:
@@ -278,7 +231,9 @@ def padding_share(batches: Iterable[Batch]) -> float:
     return 1 - used / total
 
 
-def describe(batch: Batch, examples: Examples, tokenizer: Tokenizer, rows: int) -> str:
+def describe(
+    kind: Kind, batch: Batch, examples: Examples, tokenizer: Tokenizer, rows: int
+) -> str:
     """The first rows of a batch for a reader: each sequence, and what is predicted."""
     lines = []
     for row in range(min(rows, len(batch["tokens"]))):
@@ -287,33 +242,9 @@ def describe(batch: Batch, examples: Examples, tokenizer: Tokenizer, rows: int) 
         for segment in range(1, segment_ids.max() + 1):
             text = tokenizer.decode(tokens[segment_ids == segment])
             lines.append(f"  sequence {segment}: {text}")
-        lines += _targets(batch, examples, tokenizer, row)
+        lines += kind.described(batch, examples, tokenizer, row)
     lines.append(f"padding: {padding_share([batch]):.1%} of the positions")
     return "\n".join(lines)
-
-
-def _targets(
-    batch: Batch, examples: Examples, tokenizer: Tokenizer, row: int
-) -> list[str]:
-    tokens = batch["tokens"][row]
-    if examples.kind == "tagging":
-        (places,) = np.nonzero(batch["weights"][row])
-        names = [examples.labels[label] for label in batch["labels"][row, places]]
-        words = [tokenizer.pieces[token] for token in tokens[places]]
-        return ["  " + " ".join(f"{w}/{n}" for w, n in zip(words, names, strict=True))]
-    lines = []
-    for slot, index in enumerate(batch["example_ids"][row].tolist()):
-        if index < 0 or not batch["weights"][row, slot]:
-            continue
-        if examples.kind == "similarity":
-            target = f"{batch['scores'][row, slot]:g}"
-        elif examples.kind == "span":
-            start, end = (int(batch[name][row, slot]) for name in ("starts", "ends"))
-            target = repr(tokenizer.decode(tokens[start : end + 1]))
-        else:
-            target = repr(examples.labels[batch["labels"][row, slot]])
-        lines.append(f"  example {index} -> {target}")
-    return lines
 
 
 class _EndlessRows:
@@ -347,29 +278,20 @@ class _EndlessRows:
         return self.recent[epoch]
 
 
-def _host_rows(shape: RowShape, host_index: int, host_count: int) -> range:
-    if shape.rows % host_count:
-        raise UserError(
-            f"{shape.rows} rows do not divide over {host_count} hosts; make "
-            f"rows_multiple a multiple of {host_count}"
-        )
-    count = shape.rows // host_count
-    return range(host_index * count, (host_index + 1) * count)
-
-
-def _batch(examples: Examples, rows: list[list[int]], shape: RowShape) -> Batch:
+def _batch(
+    examples: Examples, rows: list[list[int]], shape: RowShape, rows_multiple: int
+) -> Batch:
     """Lays examples out in rows; positions in them are moved to where they stand."""
-    size = len(rows)
+    size = -(-len(rows) // rows_multiple) * rows_multiple
+    any_example = examples.encoded[0]
     batch = {
         name: np.zeros((size, shape.length), array.dtype)
-        for name, array in examples.encoded[0].arrays.items()
+        for name, array in any_example.arrays.items()
     }
     batch["tokens"][:] = examples.pad
-    for name, array in examples.encoded[0].slot.items():
-        batch[name] = np.zeros((size, shape.slots, *np.shape(array)), array.dtype)
+    for name, value in (*any_example.slot.items(), *any_example.places.items()):
+        batch[name] = np.zeros((size, shape.slots, *np.shape(value)), value.dtype)
     batch["example_ids"] = np.full((size, shape.slots), -1, np.int32)
-    if "word_ids" in batch:
-        batch["word_ids"][:] = -1
     for row, indices in enumerate(rows):
         begin = segments = 0
         for slot, index in enumerate(indices):
@@ -379,27 +301,10 @@ def _batch(examples: Examples, rows: list[list[int]], shape: RowShape) -> Batch:
                 batch[name][row, begin:end] = array
             batch["segment_ids"][row, begin:end] += segments
             for name, value in example.slot.items():
-                moved = value
-                if name in ("readout_positions", "starts", "ends"):
-                    moved = value + begin
-                elif name == "example_segments":
-                    moved = value + segments
-                batch[name][row, slot] = moved
+                batch[name][row, slot] = value
+            for name, value in example.places.items():
+                batch[name][row, slot] = value + begin
             batch["example_ids"][row, slot] = index
             segments = int(batch["segment_ids"][row, end - 1])
             begin = end
-    if examples.family == "decoder":
-        del batch["token_types"]
-        batch |= _next_tokens(batch["tokens"], batch["segment_ids"])
     return batch
-
-
-def _next_tokens(
-    tokens: Int[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
-) -> Batch:
-    targets = np.zeros_like(tokens)
-    weights = np.zeros(tokens.shape, np.float32)
-    is_next = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    targets[:, :-1] = np.where(is_next, tokens[:, 1:], 0)
-    weights[:, :-1] = is_next
-    return {"lm_targets": targets, "lm_weights": weights}

@@ -1,15 +1,14 @@
-"""Extractive question answering: windows over long contexts, and answers out of them.
+"""Windows over long contexts, and answers out of them.
 
 As BERT's run_squad.py does it: a context that does not fit is read through windows that
 overlap; an answer counts only from the window in which its first piece has the most
 context; "no answer" scores what the first position, [CLS] or start, gets.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -116,18 +115,6 @@ def answer_pieces(
     (inside,) = np.nonzero((offsets[:, 1] > begin) & (offsets[:, 0] < end))
     inside = inside[offsets[inside, 0] < offsets[inside, 1]]
     return (int(inside[0]), int(inside[-1])) if inside.size else None
-
-
-def window_scores(
-    batch: dict[str, Shaped[np.ndarray, "B ..."]],
-    start_logits: Float[np.ndarray, "B T"],
-    end_logits: Float[np.ndarray, "B T"],
-) -> Iterator[tuple[int, Float[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
-    """Per window of a packed batch: its index, start and end logits of its sequence."""
-    for row, slot in np.argwhere(batch["example_ids"] >= 0).tolist():
-        inside = batch["segment_ids"][row] == batch["example_segments"][row, slot]
-        index = int(batch["example_ids"][row, slot])
-        yield index, start_logits[row, inside], end_logits[row, inside]
 
 
 def best_answers(

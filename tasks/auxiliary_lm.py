@@ -1,0 +1,167 @@
+"""The auxiliary language model of fine-tuning. (Radford et al. 2018, section 3.2)
+
+A model that predicts the next token does so of what it reads for the task; one that
+predicts masked tokens reads the batch once more with some of its tokens masked. To
+batches are added `lm_targets` and `lm_weights`, [B, T] of the next token within the
+sequence, or [B, P] of what is masked, with `masked_tokens` [B, T] and
+`predict_positions` [B, P].
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from data.masking import Masking
+from data.tokenizers import Tokenizer
+from errors import UserError
+from models.family import Family
+from models.transformer import Prediction, logits
+from objectives.cross_entropy import Sums, in_chunks, weighted_cross_entropy
+from tasks.packing import Batch
+
+MASK_TOKEN_RATE, RANDOM_TOKEN_RATE = 0.8, 0.1  # BERT, appendix A.1
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxiliaryLm:
+    """A language model beside the task.
+
+    Attributes:
+        output: what it needs of the model.
+        added: (batches, seed) -> the batches with what it predicts.
+        loss: (model, params, batch, output for the task, dropout key, logit chunks) ->
+            (loss sum in nats, weight sum, metrics).
+    """
+
+    output: str
+    added: Callable[[grain.MapDataset, int], grain.MapDataset]
+    loss: Callable[[Any, Any, dict, dict, Any, int], Sums]
+
+
+def auxiliary_lm(
+    family: Family,
+    tokenizer: Tokenizer,
+    *,
+    per_sequence: bool,
+    mask_rate: float,
+    longest_row: int,
+) -> AuxiliaryLm:
+    """The language model that a family can have.
+
+    Args:
+        per_sequence: of the next token: see `with_sequence_weights`.
+        mask_rate: of masked tokens: of those of a row.
+        longest_row: T of the longest rows.
+
+    Raises:
+        UserError: the family predicts neither.
+    """
+    if "causal_lm" in family.outputs:
+
+        def next_tokens(batches: grain.MapDataset, seed: int) -> grain.MapDataset:
+            batches = batches.map(with_next_tokens)
+            return batches.map(with_sequence_weights) if per_sequence else batches
+
+        return AuxiliaryLm("causal_lm", next_tokens, causal_loss)
+    if "masked_lm" in family.outputs:
+        masking = Masking(
+            tokenizer,
+            mask_rate=mask_rate,
+            mask_token_rate=MASK_TOKEN_RATE,
+            random_token_rate=RANDOM_TOKEN_RATE,
+            max_predictions=max(1, round(mask_rate * longest_row)),
+            whole_word=False,
+        )
+
+        def masked(batches: grain.MapDataset, seed: int) -> grain.MapDataset:
+            return with_masked_tokens(batches, masking, seed)
+
+        return AuxiliaryLm("masked_lm", masked, masked_loss)
+    raise UserError(
+        "objective.lm_weight is set, but a model of this family predicts no tokens "
+        f"(it has {', '.join(family.outputs) or 'no outputs'}): set it to 0"
+    )
+
+
+# What is predicted
+
+
+def with_next_tokens(batch: Batch) -> Batch:
+    """Adds the next token of every token but the last of its sequence."""
+    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+    targets = np.zeros_like(tokens)
+    weights = np.zeros(tokens.shape, np.float32)
+    is_next = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    targets[:, :-1] = np.where(is_next, tokens[:, 1:], 0)
+    weights[:, :-1] = is_next
+    return batch | {"lm_targets": targets, "lm_weights": weights}
+
+
+def with_sequence_weights(batch: Batch) -> Batch:
+    """Scales `lm_weights` to a sum of 1 in each sequence, as GPT-1's release does.
+
+    The loss is then the mean over sequences of the mean over their tokens, so that a
+    short one counts as much as a long one.
+    """
+    weights = batch["lm_weights"].copy()
+    for i, segments in enumerate(batch["segment_ids"]):
+        weights[i] /= np.maximum(np.bincount(segments, weights[i]), 1)[segments]
+    return batch | {"lm_weights": weights}
+
+
+def with_masked_tokens(
+    batches: grain.MapDataset, masking: Masking, seed: int
+) -> grain.MapDataset:
+    """Adds masked tokens, drawn by (seed, step), row after row: empty ones, which stand
+    at the end, change nothing."""
+
+    def add(batch: Batch, generator: np.random.Generator) -> Batch:
+        rows = [
+            masking.mask({"tokens": tokens, "segment_ids": segment_ids}, generator)
+            for tokens, segment_ids in zip(
+                batch["tokens"], batch["segment_ids"], strict=True
+            )
+        ]
+        return batch | {
+            new: np.stack([row[name] for row in rows])
+            for new, name in (
+                ("masked_tokens", "tokens"),
+                ("predict_positions", "predict_positions"),
+                ("lm_targets", "targets"),
+                ("lm_weights", "weights"),
+            )
+        }
+
+    return batches.random_map(add, seed=seed)
+
+
+# Losses
+
+
+def causal_loss(
+    model: Any, params: Any, batch: dict, output: dict, dropout_key: Any, chunks: int
+) -> Sums:
+    return token_loss(output["causal_lm"], batch, chunks)
+
+
+def masked_loss(
+    model: Any, params: Any, batch: dict, output: dict, dropout_key: Any, chunks: int
+) -> Sums:
+    masked = batch | {"tokens": batch["masked_tokens"]}
+    key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+    return token_loss(model.apply(params, masked, key)["masked_lm"], batch, chunks)
+
+
+def token_loss(prediction: Prediction, batch: dict, chunks: int) -> Sums:
+    return in_chunks(
+        weighted_cross_entropy,
+        lambda states: logits(prediction._replace(states=states)),
+        prediction.states,
+        batch["lm_targets"],
+        batch["lm_weights"],
+        chunks,
+    )

@@ -1,0 +1,92 @@
+"""Classification of a text, or of a pair of them (entailment, paraphrase).
+
+The sequence is the text, or `first A between B last` of the two; the label is a name.
+Source: Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.1.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data.labelled import Record
+from models.heads import HeadSpec
+from objectives.cross_entropy import weighted_cross_entropy
+from tasks import scores
+from tasks.encoding import Encoded, Split, Task, joined, label_of
+from tasks.record import Kind
+
+
+def encode(split: Split) -> tuple[list[Encoded], list[str]]:
+    shown, cuts = split.texts()
+    encoded = []
+    for record, sides in zip(split.records, shown, strict=True):
+        sequences = [split.frame.around(*sides)]
+        places = {"readout_positions": split.frame.readouts(sequences)}
+        encoded.append(joined(sequences, split.label_slot(record), places))
+    return encoded, cuts
+
+
+def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
+    """Accuracy; macro F1 over `labels`; Matthews; F1 of the last of two labels."""
+    from sklearn import metrics  # a second to import
+
+    gold, found = scores.column(predicted, "gold"), scores.column(predicted, "label")
+    values = {
+        "accuracy": float(metrics.accuracy_score(gold, found)),
+        "macro_f1": float(
+            metrics.f1_score(
+                gold, found, labels=labels, average="macro", zero_division=0
+            )
+        ),
+        "matthews": float(metrics.matthews_corrcoef(gold, found)),
+    }
+    if len(labels) == 2:
+        values["f1"] = float(
+            metrics.f1_score(
+                gold,
+                found,
+                labels=labels,
+                pos_label=labels[-1],
+                average="binary",
+                zero_division=0,
+            )
+        )
+    return values
+
+
+def rows(
+    task: Task, labels: tuple[str, ...], record: Record, prediction: dict[str, Any]
+) -> Iterator[dict[str, str]]:
+    best, *others = scores.ranked(prediction["probabilities"])
+    after = ", ".join(f"{name} {share:.3f}" for name, share in others[:2])
+    yield {
+        "label": best[0],
+        "probability": f"{best[1]:.3f}",
+        "next": after,
+        **scores.gold_cell(prediction),
+        "text": scores.shown_text(record, task),
+    }
+
+
+KIND = Kind(
+    columns={"text_columns": (1, 2)},
+    labels=label_of,
+    encode=encode,
+    head=HeadSpec(reads="examples", num_outputs=lambda labels: labels),
+    loss=lambda scores, batch: weighted_cross_entropy(
+        scores, batch["labels"], batch["weights"]
+    ),
+    found=scores.by_slot,
+    predict=scores.predict_labels,
+    metrics=("accuracy", "macro_f1", "f1", "matthews"),
+    measure=measure,
+    is_constant=lambda predicted: scores.all_same(scores.column(predicted, "label")),
+    floor=scores.label_floor,
+    rows=rows,
+    widths=lambda label: {"next": 2 * (label + 8)},
+    described=scores.describe_labels,
+    line=("texts",),
+    command="classify",
+    help="the label of a text or a pair",
+    settings=(),
+    rules=(),
+)
