@@ -5,7 +5,6 @@ run_pretraining.py. Post-LN. The [PAD] row of the word table is learned, as in t
 release. Its activation was "gelu_erf" at first and "gelu_tanh" from February 2019.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from models.attention import Mask, dropout
-from models.family import Family, TextFrame
+from models.family import Family, Fields, TextFrame
 from models.transformer import (
     ACTIVATIONS,
     CUT_SIZES,
@@ -230,8 +229,17 @@ class Bert(nn.Module):
         return output
 
 
-def pooler(fields: Mapping[str, Any]) -> str:
+def pooler(fields: Fields) -> str:
     return "base" if fields["pooler"] else "new"
+
+
+def next_sentence_has_its_pooler(config: Any) -> str | None:
+    if config.model.next_sentence_head and not config.model.pooler:
+        return (
+            "model.next_sentence_head is True but model.pooler is False; the head "
+            "reads the pooled vector: set model.pooler to True"
+        )
+    return None
 
 
 FAMILY = Family(
@@ -260,5 +268,6 @@ FAMILY = Family(
         Setting("model.masked_lm_head", bool, "Predicts masked words."),
         Setting("model.next_sentence_head", bool, "Predicts whether B follows A."),
     ),
+    rules=(next_sentence_has_its_pooler,),
     tiny=TINY,
 )

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax.sharding import PartitionSpec
 
-from settings import Setting
+from settings import Rule, Setting
 
 Fields = Mapping[str, Any]  # `model` of a config
 
@@ -46,12 +46,13 @@ class Family:
         vocabulary: patterns of the parameters whose first axis is the vocabulary,
             padded to a multiple.
         placement: ordered (path pattern, mesh axes); see `training/parallel.py`.
-        cut_sizes: mesh axis -> fields that it must divide.
+        cut_sizes: mesh axis -> fields that it must divide, "vocab_size" as padded.
         pretraining_only: pattern of the parameters that a task may not need.
         depth: (fields, path) -> from 0, the input, upwards: for rates by layer.
         forward_flops: (fields, sizes by path, length, predicted) -> of a token.
         dropouts: fields that fine-tuning sets anew.
         settings: of its fields; those of a run are complete without what came later.
+        rules: what must fit what.
         tiny: fields at a size that trains in seconds.
     """
 
@@ -70,4 +71,5 @@ class Family:
     forward_flops: Callable[[Fields, Mapping[str, int], int, int], float]
     dropouts: tuple[str, ...]
     settings: tuple[Setting, ...]
+    rules: tuple[Rule, ...]
     tiny: Mapping[str, Any]
