@@ -15,7 +15,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +91,7 @@ def import_model(source: str, workdir: Path) -> None:
     given = read_source(find_folder(source))
     tokenizer = given.tokenizer
     fields = given.fields | pretraining_heads(given.architecture, given.weights)
+    fields["precision"] = "float32"  # the numbers of its release
     if tokenizer.vocab_size > fields["vocab_size"]:
         raise UserError(
             f"the tokenizer of {source} has {tokenizer.vocab_size} pieces, but its "
@@ -112,7 +112,8 @@ def import_model(source: str, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(workdir)
     checkpoints = Checkpoints(workdir)
-    uncopied = {path: array.view(Unchanging) for path, array in params.items()}
+    filled = models.fill_vocabulary(params, fields)
+    uncopied = {path: array.view(Unchanging) for path, array in filled.items()}
     state = TrainState(np.zeros((), np.int32), unflatten_dict(uncopied, sep="/"), ())
     checkpoints.save(state, None)
     checkpoints.wait()
@@ -275,12 +276,15 @@ def take(
 def expected_shapes(
     fields: dict[str, Any], architecture: Architecture, weights: dict[str, Weight]
 ) -> dict[str, Shape]:
-    """The parameters that the model has here, and its head's."""
-    model = models.build(fields, "float32")
-    tokens = np.zeros((1, 1), np.int32)
-    init = partial(model.init, deterministic=True)
-    abstract = jax.eval_shape(init, jax.random.key(0), tokens)["params"]
-    flat = flatten_dict(jax.tree.map(lambda leaf: leaf.shape, abstract), sep="/")
+    """The parameters that the model has here, unpadded, and its head's."""
+    batch = {"tokens": np.zeros((1, 1), np.int32)}
+
+    def init(key: Any, batch: Any) -> Any:
+        params = models.build(fields).init(key, batch)
+        return models.cut_vocabulary(flatten_dict(params, sep="/"), fields)
+
+    abstract = jax.eval_shape(init, jax.random.key(0), batch)
+    flat = {path: leaf.shape for path, leaf in abstract.items()}
     if architecture.kind:
         count = 2 if architecture.kind == "span" else 1
         name = f"{architecture.head}.weight"
@@ -338,13 +342,13 @@ def export_model(workdir: Path, target: Path) -> None:
         raise UserError(f"--target={target} is not empty: name a new folder")
     config = configs.read_config(workdir)
     params, step = load_params(workdir)
-    flat = flatten_dict(params, sep="/")
+    fields = config.model.to_dict()
+    flat = models.cut_vocabulary(flatten_dict(params, sep="/"), fields)
     kind, task = "", {}
     if (workdir / "task.json").exists():
         spec = read_json(workdir / "task.json")
         kind = spec["kind"]
         task = exported_task(kind, spec["labels"], config.head.dropout)
-    fields = config.model.to_dict()
     architecture = exported_architecture(fields, kind, flat)
     tokenizer = tokenizers.load(str(workdir))
     left = write_transformers(target, architecture, fields, flat, tokenizer, task)

@@ -1,6 +1,7 @@
 """The families that a config's `model.family` can name, and a model ready for use."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from errors import UserError
 from models import bert, gpt
 from models.family import Family, Fields
-from models.transformer import padded_size
+from models.transformer import VOCABULARY_MULTIPLE, padded_size
 
 FAMILIES: dict[str, Family] = {"bert": bert.FAMILY, "gpt": gpt.FAMILY}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -88,6 +90,22 @@ def only_with(fields: Fields, outputs: tuple[str, ...]) -> dict[str, Any]:
     for output in outputs:
         heads |= family.outputs[output]
     return {**fields, **heads}
+
+
+def check_cuts(fields: Fields, mesh: Mapping[str, int]) -> None:
+    """Raises UserError where an axis of the mesh, by its size, cannot cut a model."""
+    for axis, names in family_of(fields).cut_sizes.items():
+        for name in names:
+            padding = VOCABULARY_MULTIPLE if name == "vocab_size" else 1
+            rows = -(-fields[name] // padding) * padding
+            if rows % mesh[axis]:
+                multiple = math.lcm(mesh[axis], padding)
+                larger = -(-fields[name] // multiple) * multiple
+                raise UserError(
+                    f"model.{name}={fields[name]} does not divide over run.mesh."
+                    f"{axis}={mesh[axis]}: use a divisor of {rows} there or, for a new "
+                    f"model, model.{name}={larger}"
+                )
 
 
 def cut_vocabulary(flat: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

@@ -5,7 +5,6 @@ run_pretraining.py. Post-LN. The [PAD] row of the word table is learned, as in t
 release. Its activation was "gelu_erf" at first and "gelu_tanh" from February 2019.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from models.attention import Mask, dropout
-from models.family import Family, TextFrame
+from models.family import Family, Fields, TextFrame
 from models.transformer import (
     ACTIVATIONS,
     CUT_SIZES,
@@ -230,7 +229,7 @@ class Bert(nn.Module):
         return output
 
 
-def pooler(fields: Mapping[str, Any]) -> str:
+def pooler(fields: Fields) -> str:
     return "base" if fields["pooler"] else "new"
 
 

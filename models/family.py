@@ -46,14 +46,14 @@ class Family:
         vocabulary: patterns of the parameters whose first axis is the vocabulary,
             padded to a multiple.
         placement: ordered (path pattern, mesh axes); see `training/parallel.py`.
-        cut_sizes: mesh axis -> fields that it must divide.
+        cut_sizes: mesh axis -> fields that it must divide, "vocab_size" as padded.
         pretraining_only: pattern of the parameters that a task may not need.
         depth: (fields, path) -> from 0, the input, upwards: for rates by layer.
         forward_flops: (fields, sizes by path, length, predicted) -> of a token.
         dropouts: fields that fine-tuning sets anew.
         settings: of its fields; those of a run are complete without what came later.
-        tiny: fields at a size that trains in seconds.
         rules: what must fit what.
+        tiny: fields at a size that trains in seconds.
     """
 
     module: type[nn.Module]

@@ -227,5 +227,6 @@ FAMILY = Family(
         ),
         Setting("model.residual_scaling", bool, "Branches start smaller with depth."),
     ),
+    rules=(),
     tiny=TINY,
 )

@@ -84,11 +84,9 @@ def logits(prediction: Prediction) -> Float[Array, "*slots V"]:
         table,
         preferred_element_type=jnp.float32,
     )
-    return (
-        scores
-        if bias is None
-        else scores + jnp.expand_dims(bias, (*range(states.ndim - 1),))
-    )
+    if bias is None:
+        return scores
+    return scores + bias.reshape((1,) * (states.ndim - 1) + bias.shape)
 
 
 def padded_size(vocab_size: int) -> int:
@@ -109,7 +107,7 @@ def padded_init(init: Initializer, vocab_size: int) -> Initializer:
 def without_padding(
     bias: Float[Array, " V"] | None, vocab_size: int
 ) -> Float[Array, " V"] | None:
-    """The bias with -inf for the rows from `vocab_size` on; None: nothing is padded."""
+    """The bias with -inf for the rows from `vocab_size` on, if there are any."""
     size = padded_size(vocab_size)
     if size == vocab_size:
         return bias
@@ -231,7 +229,10 @@ PLACEMENT = (
     (r"masked_lm/bias", PartitionSpec("tensor")),
     (r".*/kernel", PartitionSpec("fsdp")),
 )
-CUT_SIZES = {"fsdp": ("hidden_size",), "tensor": ("num_heads", "ffn_size")}
+CUT_SIZES = {
+    "fsdp": ("hidden_size",),
+    "tensor": ("vocab_size", "num_heads", "ffn_size"),
+}
 
 
 def depth(fields: Fields, path: str) -> int:

@@ -7,17 +7,22 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models.attention import (
+    Mask,
     attention,
-    causal_mask,
     dropout,
     fused_attention,
-    padding_mask,
     plain_attention,
     random_bits,
-    segment_mask,
 )
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 6, 3, 4
+CAUSAL = Mask(None, None, 0, causal=True)
+
+
+def packed(rows, causal=False):
+    """The mask of rows that are packed with the documents of these numbers."""
+    segments = jnp.array(rows)
+    return Mask(segments, segments, 0, causal)
 
 
 def projections(seed=0, dtype=jnp.float32):
@@ -27,23 +32,30 @@ def projections(seed=0, dtype=jnp.float32):
 
 
 def test_causal_mask_literal():
-    mask = causal_mask(jnp.arange(3), jnp.arange(3))
+    mask = CAUSAL.dense(3, 3)
     assert mask.shape == (1, 1, 3, 3)
     np.testing.assert_array_equal(mask[0, 0], [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
 
 
 def test_causal_mask_of_queries_that_continue_a_cache():
-    mask = causal_mask(2 + jnp.arange(2), jnp.arange(5))
+    mask = Mask(None, None, jnp.int32(2), causal=True).dense(2, 5)
     np.testing.assert_array_equal(mask[0, 0], [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
 
 
-def test_padding_and_segment_masks_literal():
-    segments = jnp.array([[1, 1, 2, 0]])
-    np.testing.assert_array_equal(padding_mask(segments)[0, 0], [[1, 1, 1, 0]])
-    mask = padding_mask(segments) & segment_mask(segments, segments)
+def test_mask_of_packed_rows_literal():
+    rows = [[1, 1, 2, 0]]
     np.testing.assert_array_equal(
-        mask[0, 0], [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+        packed(rows).dense(4, 4)[0, 0],
+        [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]],
     )
+    np.testing.assert_array_equal(
+        packed(rows, causal=True).dense(4, 4)[0, 0],
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]],
+    )
+
+
+def test_mask_of_whole_rows_sees_everything():
+    assert Mask(None, None, 0, causal=False).dense(3, 4).all()
 
 
 @pytest.mark.parametrize(
@@ -51,12 +63,10 @@ def test_padding_and_segment_masks_literal():
 )
 def test_agrees_with_jax_nn(dtype, tolerance):
     query, key, value = projections(dtype=dtype)
-    segments = jnp.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1]])
-    mask = causal_mask(jnp.arange(LENGTH), jnp.arange(LENGTH)) & segment_mask(
-        segments, segments
-    )
-    ours = attention(query, key, value, mask, 0.0, None)
-    theirs = jax.nn.dot_product_attention(query, key, value, mask=mask)
+    mask = packed([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1]], causal=True)
+    ours = attention(query, key, value, mask)
+    dense = mask.dense(LENGTH, LENGTH)
+    theirs = jax.nn.dot_product_attention(query, key, value, mask=dense)
     assert ours.dtype == dtype
     np.testing.assert_allclose(
         ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=tolerance
@@ -65,11 +75,10 @@ def test_agrees_with_jax_nn(dtype, tolerance):
 
 def test_gradients_agree_with_jax_nn():
     inputs = projections()
-    mask = causal_mask(jnp.arange(LENGTH), jnp.arange(LENGTH))
     target = projections(seed=1)[0]
-    ours = jax.grad(lambda x: (attention(*x, mask, 0.0, None) * target).sum())(inputs)
+    ours = jax.grad(lambda x: (attention(*x, CAUSAL) * target).sum())(inputs)
     theirs = jax.grad(
-        lambda x: (jax.nn.dot_product_attention(*x, mask=mask) * target).sum()
+        lambda x: (jax.nn.dot_product_attention(*x, is_causal=True) * target).sum()
     )(inputs)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -77,11 +86,10 @@ def test_gradients_agree_with_jax_nn():
 
 def test_query_with_nothing_to_see_gives_zeros_and_no_gradient():
     inputs = projections()
-    segments = jnp.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
-    mask = padding_mask(segments) & segment_mask(segments, segments)
+    mask = packed([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
 
     def total(inputs):
-        output = attention(*inputs, mask, 0.0, None)
+        output = attention(*inputs, mask)
         return (output**2).sum(), output
 
     gradients, output = jax.grad(total, has_aux=True)(inputs)
@@ -96,13 +104,11 @@ def test_query_with_nothing_to_see_gives_zeros_and_no_gradient():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_fused_attention_equals_plain(causal):
+@pytest.mark.parametrize("rows", [None, [[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]]])
+def test_fused_attention_equals_plain(rows, causal):
     """By jax.nn's "xla"; its "cudnn", which needs a GPU, is compared in benchmarks."""
     inputs = projections()
-    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]])
-    mask = padding_mask(segments) & segment_mask(segments, segments)
-    if causal:
-        mask &= causal_mask(jnp.arange(LENGTH), jnp.arange(LENGTH))
+    mask = packed(rows, causal) if rows else Mask(None, None, 0, causal)
 
     def run(attend, *how):
         def total(inputs):
@@ -113,16 +119,44 @@ def test_fused_attention_equals_plain(causal):
 
     for ours, theirs in zip(
         jax.tree.leaves(run(fused_attention, "xla")),
-        jax.tree.leaves(run(plain_attention, 0.0, None)),
+        jax.tree.leaves(run(plain_attention, 0.0, None, None)),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_fused_attention_of_queries_that_continue_a_cache():
+    """As many queries as keys: still not the first ones."""
+    query, key, value = projections()
+    segments = jnp.ones((BATCH, LENGTH), jnp.int32)
+    mask = Mask(segments[:, :2], segments, jnp.int32(3), causal=True)
+    ours = fused_attention(query[:, :2], key, value, mask, "xla")
+    plain = plain_attention(query[:, :2], key, value, mask, 0.0, None, None)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_fused_kernel_of_whole_rows_gets_no_mask(causal, monkeypatch):
+    given = {}
+
+    def record(query, key, value, **named):
+        given.update(named)
+        return query
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    mask = Mask(None, None, 0, causal)
+    program = jax.make_jaxpr(lambda *x: fused_attention(*x, mask, "cudnn"))(
+        *projections()
+    )
+    assert given == {"is_causal": causal, "implementation": "cudnn"}
+    assert not program.eqns  # nothing of [B, 1, T, S] is made on the way
+    fused_attention(*projections(), packed([[1] * 6, [2] * 6], causal), "cudnn")
+    assert given["mask"].shape == (BATCH, 1, LENGTH, LENGTH)
+
+
 def test_large_scores_stay_finite():
     query, key, value = projections()
-    mask = causal_mask(jnp.arange(LENGTH), jnp.arange(LENGTH))
-    output = attention(1e4 * query, 1e4 * key, value, mask, 0.0, None)
+    output = attention(1e4 * query, 1e4 * key, value, CAUSAL)
     assert np.isfinite(output).all()
     assert np.abs(output).max() <= np.abs(value).max() + 1e-5
 
@@ -132,8 +166,8 @@ def test_dropout_acts_on_the_probabilities():
     length, rate = 64, 0.25
     query, key = jax.random.normal(jax.random.key(0), (2, 1, length, 1, length))
     value = jnp.eye(length)[None, :, None, :]
-    mask = jnp.ones((1, 1, length, length), bool)
-    whole = attention(query, key, value, mask, 0.0, None)
+    mask = Mask(None, None, 0, causal=False)
+    whole = attention(query, key, value, mask)
     dropped = attention(query, key, value, mask, rate, jax.random.key(1))
     kept = np.asarray(dropped) != 0
     np.testing.assert_allclose(
@@ -156,6 +190,16 @@ def test_dropout_off():
     values = jnp.arange(4.0)
     assert dropout(values, 0.0, jax.random.key(0)) is values
     assert dropout(values, 0.5, None) is values
+
+
+def test_dropout_draws_by_the_numbers_of_the_rows():
+    """A part of a batch with its rows' numbers, in any order, draws what they drew."""
+    values, key = jnp.ones((6, 5, 7)), jax.random.key(0)
+    whole = dropout(values, 0.5, key)
+    np.testing.assert_array_equal(whole, dropout(values, 0.5, key, jnp.arange(6)))
+    rows = jnp.array([4, 1, 5])
+    np.testing.assert_array_equal(whole[rows], dropout(values[rows], 0.5, key, rows))
+    assert (whole[rows] != dropout(values[rows], 0.5, key)).any()
 
 
 def bits_of(seed, shape=(512, 1024)):

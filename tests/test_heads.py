@@ -1,5 +1,6 @@
 """Heads and the objectives of labelled tasks, against numbers computed by hand."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import models
 from models import heads
+from models.heads import HeadSpec
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.regression import regression
 from objectives.span import span
@@ -18,8 +21,14 @@ from training.task_metrics import (
     tagging_metrics,
 )
 
+CLASSIFICATION = HeadSpec("examples", lambda num_labels: num_labels)
+SIMILARITY = HeadSpec("examples", lambda _: 1)
+CHOICE = HeadSpec("readouts", lambda _: 1)
+TAGGING = HeadSpec("tokens", lambda num_labels: num_labels)
+SPAN = HeadSpec("tokens", lambda _: 2, drops=False)
 BERT = {
     "family": "bert",
+    "precision": "float32",
     "vocab_size": 40,
     "max_positions": 16,
     "num_token_types": 2,
@@ -55,17 +64,6 @@ GPT |= {"family": "gpt", "pre_norm": True, "table_dropout": False}
 GPT |= {"position_init_std": 0.5, "residual_scaling": True}
 
 
-def build(fields, kind, num_labels=3):
-    return heads.build(
-        fields,
-        "float32",
-        kind=kind,
-        num_labels=num_labels,
-        head_dropout=0.1,
-        auxiliary_lm=False,
-    )
-
-
 def inputs(**more):
     tokens = jnp.arange(12).reshape(1, 12) % 7
     segment_ids = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
@@ -78,24 +76,18 @@ def inputs(**more):
     }
 
 
-def run(fields, kind, **more):
-    model, batch = build(fields, kind), inputs(**more)
-    params = model.init(jax.random.key(0), **batch, deterministic=True)["params"]
-    return model.apply({"params": params}, **batch, deterministic=True), params
+def run(fields, spec, **more):
+    model, batch = heads.build(fields, spec, num_labels=3, dropout=0.1), inputs(**more)
+    params = model.init(jax.random.key(0), batch)
+    return model.apply(params, batch), params
 
 
 @pytest.mark.parametrize("fields", [BERT, GPT], ids=["bert", "gpt"])
 def test_the_base_keeps_its_paths_and_the_new_lies_under_head(fields):
-    from models import build as build_base
-
-    base = build_base(fields, "float32")
-    tokens = inputs()["tokens"]
-    before = jax.eval_shape(
-        lambda: base.init(jax.random.key(0), tokens, deterministic=True)
-    )["params"]
-    _, params = run(
-        fields, "classification", readout_positions=jnp.zeros((1, 1, 1), int)
-    )
+    base = models.build(fields)
+    before = jax.eval_shape(lambda: base.init(jax.random.key(0), inputs()))
+    readouts = jnp.zeros((1, 1, 1), int)
+    _, params = run(fields, CLASSIFICATION, readout_positions=readouts)
     assert set(params) == (set(before) - {"masked_lm"}) | {"head"}
     for name in set(params) - {"head"}:
         assert jax.tree.structure(params[name]) == jax.tree.structure(before[name])
@@ -104,18 +96,17 @@ def test_the_base_keeps_its_paths_and_the_new_lies_under_head(fields):
 
 def test_a_pretrained_pooler_keeps_its_path():
     readouts = jnp.zeros((1, 1, 1), int)
-    _, params = run(
-        BERT | {"pooler": True}, "classification", readout_positions=readouts
-    )
+    with_pooler = BERT | {"pooler": True}
+    _, params = run(with_pooler, CLASSIFICATION, readout_positions=readouts)
     assert params["pooler"]["kernel"].shape == (8, 8)
     assert set(params["head"]) == {"dense"}
-    _, params = run(BERT | {"pooler": True}, "tagging")
+    _, params = run(with_pooler, TAGGING)
     assert "pooler" not in params
 
 
 def test_classification_reads_the_pooled_state():
     readouts = jnp.array([[[0], [5]]])
-    out, params = run(BERT, "classification", readout_positions=readouts)
+    out, params = run(BERT, CLASSIFICATION, readout_positions=readouts)
     state = out["hidden"][0, jnp.array([0, 5])]
     dense, pooler = params["head"]["dense"], params["head"]["pooler"]
     pooled = jnp.tanh(state @ pooler["kernel"] + pooler["bias"][None])
@@ -124,25 +115,39 @@ def test_classification_reads_the_pooled_state():
 
 
 def test_similarity_of_a_decoder_adds_the_two_orders():
-    out, params = run(GPT, "similarity", readout_positions=jnp.array([[[4, 8]]]))
+    out, params = run(GPT, SIMILARITY, readout_positions=jnp.array([[[4, 8]]]))
     added = out["hidden"][0, 4] + out["hidden"][0, 8]
     expected = added @ params["head"]["dense"]["kernel"][:, 0]
-    np.testing.assert_allclose(out["scores"], [[expected]], rtol=1e-5)
+    np.testing.assert_allclose(out["scores"], [[[expected]]], rtol=1e-5)
 
 
 def test_a_choice_scores_each_answer():
-    out, params = run(GPT, "choice", readout_positions=jnp.array([[[4, 8]]]))
+    out, params = run(GPT, CHOICE, readout_positions=jnp.array([[[4, 8]]]))
     expected = out["hidden"][0, jnp.array([4, 8])] @ params["head"]["dense"]["kernel"]
-    np.testing.assert_allclose(out["scores"][0, 0], expected[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(out["scores"][0, 0], expected, rtol=1e-5)
 
 
-def test_spans_see_their_own_segment():
-    out, _ = run(BERT, "span", example_segments=jnp.array([[1, 2, 0]]))
-    assert out["scores"].shape == (1, 3, 12, 2)
-    seen = np.asarray(out["scores"][0, :, :, 0]) > heads.MASKED_SCORE / 2
-    assert seen[0].tolist() == [True] * 5 + [False] * 7
-    assert seen[1].tolist() == [False] * 5 + [True] * 4 + [False] * 3
-    np.testing.assert_array_equal(out["scores"][0, 0, :5], out["token_scores"][0, :5])
+def test_tags_and_spans_score_each_token():
+    for spec, outputs in ((TAGGING, 3), (SPAN, 2)):
+        out, params = run(BERT, spec)
+        dense = params["head"]["dense"]
+        expected = out["hidden"] @ dense["kernel"] + dense["bias"][None, None]
+        assert out["scores"].shape == (1, 12, outputs)
+        np.testing.assert_allclose(out["scores"], expected, rtol=1e-5)
+
+
+def test_of_pretraining_stays_what_is_kept():
+    """A head of pre-training only where it is asked for; a decoder's is its table."""
+    for fields, keep, found in (
+        (BERT, (), set()),
+        (BERT, ("masked_lm",), {"masked_lm"}),
+        (BERT | {"pooler": True}, ("next_sentence",), {"next_sentence"}),
+        (GPT, (), {"causal_lm"}),
+    ):
+        model = heads.build(fields, TAGGING, num_labels=2, dropout=0.0, keep=keep)
+        params = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), inputs()))
+        output = jax.eval_shape(model.apply, params, inputs())
+        assert output.keys() & {"masked_lm", "next_sentence", "causal_lm"} == found
 
 
 # Objectives
@@ -170,7 +175,7 @@ def test_regression_by_hand():
 def test_span_by_hand():
     starts = jnp.log(jnp.array([0.5, 0.25, 0.25]))
     ends = jnp.log(jnp.array([0.1, 0.8, 0.1]))
-    unused = jnp.full((3, 2), heads.MASKED_SCORE)
+    unused = jnp.full((3, 2), -1e30)
     logits = jnp.stack([jnp.stack([starts, ends], axis=-1), unused])[None]
     arguments = jnp.array([[0, 0]]), jnp.array([[2, 0]]), jnp.array([[1.0, 0.0]])
     loss, weight, metrics = span(logits, *arguments)
@@ -221,23 +226,32 @@ def test_squad_metrics():
     assert values["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1 + 0) / 4)
 
 
-@pytest.mark.parametrize("kind", ["classification", "tagging"])
-def test_dropout_of_the_head_is_a_setting(kind):
+@pytest.mark.parametrize("spec", [CLASSIFICATION, TAGGING])
+def test_dropout_of_the_head_is_a_setting(spec):
     fields = BERT | {name: 0.0 for name in BERT if name.endswith("_dropout")}
     batch = inputs(readout_positions=jnp.array([[[0], [5]]]))
-    _, params = run(fields, kind, readout_positions=batch["readout_positions"])
+    _, params = run(fields, spec, readout_positions=batch["readout_positions"])
 
-    def scores(rate, key):
-        model = heads.build(
-            fields,
-            "float32",
-            kind=kind,
-            num_labels=3,
-            head_dropout=rate,
-            auxiliary_lm=False,
-        )
-        return heads.apply(model, params, batch, key)["scores"]
+    def scores(rate, key, spec=spec):
+        model = heads.build(fields, spec, num_labels=3, dropout=rate)
+        return model.apply(params, batch, key)["scores"]
 
     still, key = scores(0.5, None), jax.random.key(0)
     np.testing.assert_array_equal(scores(0.0, key), still)
     assert (scores(0.5, key) != still).any()
+    undropped = dataclasses.replace(spec, drops=False)
+    np.testing.assert_array_equal(scores(0.5, key, undropped), still)
+
+
+@pytest.mark.parametrize("fields", [BERT, GPT], ids=["bert", "gpt"])
+def test_micro_batches_with_their_rows_numbers_draw_the_same_masks(fields):
+    model = heads.build(fields, CLASSIFICATION, num_labels=3, dropout=0.5)
+    batch = inputs(readout_positions=jnp.array([[[0], [5]]]))
+    batch = {name: jnp.repeat(array, 4, axis=0) for name, array in batch.items()}
+    params, key = model.init(jax.random.key(0), batch), jax.random.key(1)
+    whole = model.apply(params, batch, key)["scores"]
+    rows = jnp.array([3, 1])
+    part = {name: array[rows] for name, array in batch.items()} | {"rows": rows}
+    found = model.apply(params, part, key)["scores"]
+    np.testing.assert_allclose(found, whole[rows], rtol=1e-5, atol=1e-6)
+    assert len(np.unique(whole, axis=0)) == 4

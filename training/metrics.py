@@ -1,6 +1,7 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ class MetricsWriter:
     processes read what is there, and only the one with `writes` changes anything.
 
     Attributes:
-      evaluations: the values of the evaluations that stood there, in order.
+      evaluations: step -> the values of the evaluation that stood there, in order.
     """
 
     def __init__(self, folder: Path, step: int, *, writes: bool):
@@ -22,15 +23,15 @@ class MetricsWriter:
 
         path = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(path) if row["step"] <= step]
-        self.evaluations = [
-            {
+        self.evaluations = {
+            row["step"]: {
                 name.removeprefix("eval/"): value
                 for name, value in row.items()
                 if name.startswith("eval/")
             }
             for row in rows
             if "eval/loss" in row
-        ]
+        }
         if writes:
             partial = path.with_suffix(".partial")  # others may be reading it
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -60,6 +61,11 @@ def read_metrics(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < math.log(1e308) else math.inf
 
 
 def draw_curves(
