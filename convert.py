@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers as tokenizers_library
+from data.tasks import Task
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -29,7 +30,6 @@ import errors
 import models
 from configs.finetune import choice, similarity, squad, tagging, topic
 from data import tokenizers
-from data.tasks import Task
 from data.tokenizers import GPT_SPECIAL_TOKENS, JsonTokenizer, Tokenizer
 from errors import UserError
 from formats.google import read_google

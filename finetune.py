@@ -14,7 +14,6 @@ the model of `init_from` from scratch, with its tokenizer.
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,10 @@ from data.tokenizers import Tokenizer
 from errors import UserError
 from models import heads
 from models.family import Family
+from pretraining import PRETRAININGS
 from tasks import KINDS, packing, predictions, splits
 from tasks.auxiliary_lm import AuxiliaryLm, auxiliary_lm
-from tasks.encoding import Task, cut_report, special_tokens
+from tasks.encoding import Task, cut_report
 from tasks.record import Kind
 from tasks.splits import Splits
 from training import checkpoints, costs, loop, parallel, runs, step
@@ -217,10 +217,10 @@ class Tuning:
 
         Every process makes all rows, which is cheap, and its devices take theirs.
         """
-        batches, rows = self.splits.batches(split, self.config.seed)
+        batches = self.splits.batches(split, self.config.seed)
         if self.auxiliary is not None:
-            batches = self.auxiliary.added(batches, self.splits.seed(split, self.config.seed))
-        return Feed(batches, rows, is_whole=True)
+            batches = self.auxiliary.added(batches, self.config.seed)
+        return Feed(batches, self.splits.shapes[split].rows, is_whole=True)
 
 
 def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
@@ -232,10 +232,12 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     """
     kind = KINDS[config.task.kind]
     task = splits.make_task(config, kind)
-    records, labels = parallel.first_alone(lambda: splits.read(config, kind, task))
+    records, labels = parallel.first_alone(
+        lambda: splits.read(config.data, config.seed, kind, task)
+    )
     origin = read_origin(config, task, records["train"], workdir)
     encoded = splits.encode_all(
-        config, kind, task, origin.tokenizer, origin.family, records, labels
+        config.data, kind, task, origin.tokenizer, origin.family, records, labels
     )
     for name, examples in encoded.examples.items():
         cut = cut_report(examples, config.data.max_length)
@@ -301,7 +303,11 @@ def load_or_train_tokenizer(
         splits.texts(train, task),
         **settings,
         vocab_size=config.model.vocab_size,
-        special_tokens=special_tokens(models.family_of(config.model)),
+        special_tokens=next(
+            way.special_tokens
+            for way in PRETRAININGS.values()
+            if {*way.outputs} <= {*models.family_of(config.model).outputs}
+        ),
     )
 
 
@@ -426,9 +432,7 @@ def flops_of_an_update(tuning: Tuning, params: Any) -> float:
     return 3 * forward * shape.rows * shape.length
 
 
-def fresh_params(
-    tuning: Tuning, model: models.Model, batch: dict, plan: Plan
-) -> Any:
+def fresh_params(tuning: Tuning, model: models.Model, batch: dict, plan: Plan) -> Any:
     """Fresh parameters, with the weights of the origin where it brings some."""
     config, origin, planned = tuning.config, tuning.origin, plan.state.params
     params = runs.init_params(model, batch, config.seed, parallel.places(planned))
@@ -439,8 +443,8 @@ def fresh_params(
         params,
         models.fill_vocabulary(origin.params, origin.model),
         config.init_from,
-        allow_missing=(*config.allow_missing, r"head/.*"),
-        droppable=(r"head/.*", origin.family.pretraining_only, *config.allow_missing),
+        may_be_new=(*config.allow_missing, r"head/.*"),
+        may_be_left=(*config.allow_missing, r"head/.*", origin.family.pretraining_only),
     )
     print(f"weights of {config.init_from} (step {origin.step}):\n{report}")
     return parallel.place(params, planned)
@@ -514,10 +518,7 @@ def write_results(
     for split in tuning.splits.records:
         if split == "train":
             continue
-        programs = runs.compile_evaluation(job, tuning.feed(split))
-        values, predicted = measure(
-            tuning, split, job.plan.mesh, programs, params, stop
-        )
+        values, predicted = measure(tuning, split, job, params, stop)
         if values is None:  # told to stop
             return
         target = workdir / f"predictions_{split}.jsonl"

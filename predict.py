@@ -36,6 +36,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from data.pretraining import framing
+from data.tasks import Task
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
@@ -44,8 +46,6 @@ import errors
 import models
 from data import inputs, packing, predictions, tasks, tokenizers
 from data.labelled import Record
-from data.pretraining import framing
-from data.tasks import Task
 from data.tokenizers import Tokenizer
 from errors import UserError
 from models import heads

@@ -249,13 +249,14 @@ def fresh_params(
     params = runs.init_params(model, batch, config.seed, parallel.places(planned))
     if not config.init_from:
         return params
+    heads = models.family_of(config.model).pretraining_only
     source, at = checkpoints.load_params(Path(config.init_from))
     params, taken = checkpoints.take_weights(
         params,
         models.fill_vocabulary(source, config.model),
         config.init_from,
-        droppable=(models.family_of(config.model).pretraining_only,),
-        allow_missing=(models.family_of(config.model).pretraining_only,),
+        may_be_new=(heads,),
+        may_be_left=(heads, r"head/.*"),
     )
     print(f"weights of {config.init_from} (step {at}):\n{taken}")
     return parallel.place(params, planned)
@@ -315,9 +316,7 @@ def count_parameters(config: ConfigDict, job: Job) -> int:
     return sum(parameter_sizes(sizes).values())
 
 
-def describe(
-    config: ConfigDict, job: Job, data: Data, first: int, line: Line
-) -> None:
+def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:
     """Prints what is about to be trained, on what, and the line to beat."""
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate

@@ -24,10 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.task_metrics import metrics_of
+
 import finetune
 from data import labelled
 from data.labelled import Record
-from training.task_metrics import metrics_of
 
 # Name -> config, stem of the files, ending, splits, further settings.
 SPLITS = ("train", "dev", "test")

@@ -11,7 +11,6 @@ texts have two sides, `token_types [T]`; and what is to be predicted: `targets` 
 `weights` at `[T]`, or at `[P]` with `predict_positions [P]`.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,9 +70,15 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples, *, batch_size: int, host_index: int = 0, host_count: int = 1
+    examples: Examples,
+    *,
+    batch_size: int,
+    most: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
 ) -> "grain.MapDataset":
-    """Every example once, in order; the last batch is filled with rows of weight 0.
+    """Every example once, in order, or of more than `most` so many evenly apart; the
+    last batch is filled with rows of weight 0.
 
     The masks depend on the example alone, so sums over all batches do not depend on
     the batch size.
@@ -81,10 +86,12 @@ def evaluation_batches(
     import grain
 
     rows = _rows_per_host(batch_size, host_count)
-    count = len(examples)
+    total = len(examples)
+    count = min(total, most) if most else total
 
     def example_or_padding(index: int, generator: np.random.Generator) -> Example:
-        example = examples.example(min(index, count - 1), generator)
+        place = min(index, count - 1) * total // count
+        example = examples.example(place, generator)
         if index < count:
             return example
         return {name: np.zeros_like(array) for name, array in example.items()}
@@ -96,22 +103,6 @@ def evaluation_batches(
         .batch(rows, drop_remainder=True)
         .slice(slice(host_index, None, host_count))
     )
-
-
-def prefetch(
-    batches: "grain.MapDataset", start_step: int, num_threads: int
-) -> Iterator[Batch]:
-    """Batches from `start_step` on, made ahead by threads, in order.
-
-    With 0 threads each is made when asked for. Whoever stops early just lets go of it;
-    the interpreter's exit waits for the few batches under way, no longer.
-    """
-    import grain
-
-    options = grain.ReadOptions(
-        num_threads=num_threads, prefetch_buffer_size=2 * num_threads
-    )
-    return iter(batches[start_step:].to_iter_dataset(options))
 
 
 def describe(batch: Batch, tokenizer: Tokenizer, rows: int) -> str:

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -108,29 +109,30 @@ def check_cuts(fields: Fields, mesh: Mapping[str, int]) -> None:
                 )
 
 
-def cut_vocabulary(flat: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """Arrays by path, without the rows that pad the vocabulary."""
+def cut_vocabulary(params: Any, fields: Fields) -> Any:
+    """Parameters, a tree or by path, without the rows that pad the vocabulary."""
     size = fields["vocab_size"]
-    return {
-        path: array[:size] if has_vocabulary(path, fields) else array
-        for path, array in flat.items()
-    }
+    return _change_vocabulary(params, fields, lambda array: array[:size])
 
 
-def fill_vocabulary(
-    flat: Mapping[str, np.ndarray], fields: Fields
-) -> dict[str, np.ndarray]:
-    """NumPy arrays by path, with the rows of 0 that pad the vocabulary."""
+def fill_vocabulary(params: Any, fields: Fields) -> Any:
+    """NumPy parameters, a tree or by path, with the rows of 0 that pad the vocabulary,
+    which those of older runs lack."""
     size = padded_size(fields["vocab_size"])
 
     def filled(array: np.ndarray) -> np.ndarray:
-        room = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, room)
+        missing = max(0, size - len(array))
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
 
-    return {
-        path: filled(array) if has_vocabulary(path, fields) else array
-        for path, array in flat.items()
-    }
+    return _change_vocabulary(params, fields, filled)
+
+
+def _change_vocabulary(params: Any, fields: Fields, change: Callable) -> Any:
+    def changed(path: Any, array: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return change(array) if has_vocabulary(name, fields) else array
+
+    return jax.tree_util.tree_map_with_path(changed, params)
 
 
 def has_vocabulary(path: str, fields: Fields) -> bool:

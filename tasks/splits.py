@@ -1,15 +1,24 @@
-"""The task of a config, and a split of its records encoded, as its kind says."""
+"""The task of a config or a run; the splits of its data read, encoded, in batches."""
 
+import dataclasses
 import functools
+import hashlib
+import json
 import operator
 from collections.abc import Iterator
 from typing import Any
 
+import grain
+import numpy as np
+
+from data import labelled
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
 from models.family import Family
+from tasks import packing
 from tasks.encoding import Examples, Split, Task, field, in_order, make_frame
+from tasks.packing import RowShape
 from tasks.record import COLUMNS, Kind
 
 MIN_LENGTH = 8
@@ -99,3 +108,125 @@ def encode(
     encoded, cuts = kind.encode(split)
     pad = tokenizer.special_ids.get("pad", 0)  # GPT's vocabularies have none
     return Examples(labels, encoded, cuts, pad)
+
+
+def read(
+    data: Any, seed: int, kind: Kind, task: Task
+) -> tuple[dict[str, list[Record]], tuple[str, ...]]:
+    """The records of "train" and "eval", and of "test" where one is named; the labels.
+
+    Labels are learnt from all training records, not only from `train_examples`.
+
+    Args:
+        data: of a config.
+        seed: of the choice of `train_examples`.
+
+    Raises:
+        UserError: see `labelled.read`; too few records to hold some out.
+    """
+    train = labelled.read(data.train)
+    if data.eval:
+        held_out = labelled.read(data.eval)
+    else:
+        # Its own seed: the same records are held out whatever the run's seed.
+        order = np.random.default_rng(0).permutation(len(train)).tolist()
+        count = max(1, round(data.eval_fraction * len(train)))
+        held_out = [train[i] for i in sorted(order[:count])]
+        train = [train[i] for i in sorted(order[count:])]
+        if not train:
+            raise UserError(f"{data.train} has one record: too few to hold one out")
+    labels = label_names(kind, train, task)
+    if data.train_examples:
+        if data.train_examples > len(train):
+            raise UserError(
+                f"data.train_examples={data.train_examples}, but {data.train} has "
+                f"{len(train)} training records: lower it, or 0 for all"
+            )
+        generator = np.random.default_rng([seed, 1])
+        chosen = generator.permutation(len(train))[: data.train_examples]
+        train = [train[i] for i in sorted(chosen.tolist())]
+    records = {"train": train, "eval": held_out}
+    if data.test:
+        records["test"] = labelled.read(data.test)
+    return records, labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits "train", "eval" and perhaps "test", encoded, and their batches."""
+
+    task: Task
+    labels: tuple[str, ...]
+    records: dict[str, list[Record]]
+    examples: dict[str, Examples]
+    shapes: dict[str, RowShape]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        shape = self.shapes["train"]
+        return len(packing.pack_all(self.examples["train"].lengths, shape)) / shape.rows
+
+    def batches(self, split: str, seed: int) -> grain.MapDataset:
+        """Of "train" without end, by the seed; of the others every example once."""
+        examples, shape = self.examples[split], self.shapes[split]
+        if split == "train":
+            return packing.training_batches(examples, shape, seed=seed)
+        return packing.evaluation_batches(examples, shape)
+
+    def is_labelled(self, split: str) -> bool:
+        return has_labels(split, self.records[split], self.task)
+
+    def digests(self) -> dict[str, str]:
+        """Of the records of each split."""
+        return {
+            split: hashlib.blake2b(
+                json.dumps([record.fields for record in records]).encode(),
+                digest_size=8,
+            ).hexdigest()
+            for split, records in self.records.items()
+        }
+
+
+def has_labels(split: str, records: list[Record], task: Task) -> bool:
+    """A test split may come without the column of labels."""
+    return split != "test" or task.label_column in records[0].fields
+
+
+def encode_all(
+    data: Any,
+    kind: Kind,
+    task: Task,
+    tokenizer: Tokenizer,
+    family: Family,
+    records: dict[str, list[Record]],
+    labels: tuple[str, ...],
+) -> Splits:
+    """The splits of `read`, for a model of the family; `data` is that of a config.
+
+    Raises:
+        UserError: see `encode` and `packing.row_shape`.
+    """
+    examples = {
+        split: encode(
+            kind,
+            mine,
+            task,
+            tokenizer,
+            family,
+            labels=labels,
+            labelled=has_labels(split, mine, task),
+            max_length=data.max_length,
+        )
+        for split, mine in records.items()
+    }
+    shapes = {
+        split: packing.row_shape(
+            encoded,
+            examples_per_batch=data.batch_size,
+            longest_row=max(2 * data.max_length, int(encoded.lengths.max())),
+            packed=data.packed,
+            read_once=split != "train",
+        )
+        for split, encoded in examples.items()
+    }
+    return Splits(task, labels, records, examples, shapes)

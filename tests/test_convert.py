@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.tasks import make_frame
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import flax
 from safetensors.numpy import load_file, save_file
@@ -23,7 +24,6 @@ import convert
 import finetune
 import models
 from data import tokenizers
-from data.tasks import make_frame
 from errors import UserError
 from formats import google, transformers
 from formats.names import ARCHITECTURES

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 from data.pretraining import Masking
+from data.tasks import Task
 from objectives.causal_lm import causal_lm
+from training.task_metrics import is_constant
 
 import configs
 import finetune
@@ -20,13 +22,11 @@ from configs import bert_mini, gpt_mini
 from configs.finetune import glue, topic
 from data import packing, tasks, tokenizers
 from data.labelled import Record
-from data.tasks import Task
 from errors import UserError
 from models import heads
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
 from training.step import term_means
-from training.task_metrics import is_constant
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -7,6 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training.task_metrics import (
+    classification_metrics,
+    similarity_metrics,
+    span_metrics,
+    tagging_metrics,
+)
 
 import models
 from models import heads
@@ -14,12 +20,6 @@ from models.heads import HeadSpec
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.regression import regression
 from objectives.span import span
-from training.task_metrics import (
-    classification_metrics,
-    similarity_metrics,
-    span_metrics,
-    tagging_metrics,
-)
 
 CLASSIFICATION = HeadSpec("examples", lambda num_labels: num_labels)
 SIMILARITY = HeadSpec("examples", lambda _: 1)

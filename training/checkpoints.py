@@ -23,8 +23,6 @@ from training.step import TrainState
 
 logging.set_verbosity(logging.ERROR)  # orbax warns at each save of what is no fault
 
-# What pre-training has and a task may not need.
-PRETRAINING_HEADS = r"(masked_lm|next_sentence|pooler)/.*"
 MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
 TABLE_MULTIPLE = 128  # rows that tables are filled up to; older runs' are not
 
@@ -230,12 +228,17 @@ def load_params(run_folder: Path) -> tuple[Any, int]:
 
 
 def take_weights(
-    params: Any, source: Any, allow_missing: tuple[str, ...], name: str
+    params: Any,
+    source: Any,
+    name: str,
+    *,
+    may_be_new: tuple[str, ...],
+    may_be_left: tuple[str, ...],
 ) -> tuple[Any, str]:
     """`params` with all that `source` has at the same paths, and a report of it.
 
-    New are the paths under `head/`, left are pre-training's heads; any other
-    difference is an error unless a pattern of `allow_missing` matches the whole path.
+    What is only in one of them, or has another shape, must match a pattern of those
+    that may be new here, or left there.
 
     Raises:
       UserError: names the parameters that differ.
@@ -249,20 +252,18 @@ def take_weights(
             strict=True,
         )
     )
-    excused = [re.compile(pattern) for pattern in (*allow_missing, r"head/.*")]
     taken, new, left, wrong = [], [], [], []
     for path, leaf in zip(paths, leaves, strict=True):
         if path in given and given[path].shape == leaf.shape:
             taken.append(path)
-        elif any(pattern.fullmatch(path) for pattern in excused):
+        elif any(re.fullmatch(pattern, path) for pattern in may_be_new):
             new.append(path)
         elif path in given:
             wrong.append(f"{path} is {given[path].shape} there, {leaf.shape} here")
         else:
             wrong.append(f"{path} is not there")
-    droppable = [*excused, re.compile(PRETRAINING_HEADS)]
     for path in given.keys() - {*paths}:
-        if any(pattern.fullmatch(path) for pattern in droppable):
+        if any(re.fullmatch(pattern, path) for pattern in may_be_left):
             left.append(path)
         else:
             wrong.append(f"{path} has no place here")

@@ -150,8 +150,7 @@ def fit(
     def due() -> bool:
         return step > 0 and evaluation_due(step, total_steps, eval_every_steps)
 
-    # A run can end between a step, its evaluation and the best weights on disk.
-    if due() and history.get(step, -math.inf) < checkpoints.best_value:
+    if due() and is_missing(step, history, checkpoints):
         evaluate_and_keep()
     while step < total_steps and not (stop.received or is_exhausted(history, patience)):
         with timer.waiting():
@@ -191,6 +190,27 @@ def evaluation_due(step: int, total_steps: int, every: int) -> bool:
     """At the end, and at multiples of `every` that lie half of it before."""
     left = total_steps - step
     return left == 0 or (step % every == 0 and 2 * left >= every)
+
+
+def is_missing(step: int, history: dict[int, float], checkpoints: Checkpoints) -> bool:
+    """Whether a run ended between a step, its evaluation and its best weights."""
+    return history.get(step, -math.inf) < checkpoints.best_value
+
+
+def is_over(
+    step: int,
+    history: dict[int, float],
+    checkpoints: Checkpoints,
+    *,
+    total_steps: int,
+    eval_every_steps: int,
+    patience: int,
+) -> bool:
+    """Whether nothing is left to train, and nothing to evaluate."""
+    due = step > 0 and evaluation_due(step, total_steps, eval_every_steps)
+    if due and is_missing(step, history, checkpoints):
+        return False
+    return step >= total_steps or is_exhausted(history, patience)
 
 
 def is_exhausted(history: dict[int, float], patience: int) -> bool:

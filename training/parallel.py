@@ -9,9 +9,8 @@ import itertools
 import math
 import os
 import platform
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -127,7 +126,7 @@ def plan_state(
     and its shape: it lies as the parameter does. All else is whole on every device.
     """
     paths = jax.tree.leaves(parameter_paths(params))
-    matches = first_matches(paths, [re.compile(pattern) for pattern, _ in rules])
+    matches = first_matches(paths, [pattern for pattern, _ in rules])
     specs = {
         (path, leaf.shape): rules[match][1]
         for path, leaf, match in zip(
@@ -285,7 +284,7 @@ def map_over_devices(step: Callable, mesh: Mesh, axis: str) -> Callable:
 
 
 def compile_eval_step(step: Callable, params: Any, batch: Any, mesh: Mesh) -> Any:
-    """`step(params, batch)` for what is planned; its result is whole on every device."""
+    """`step(params, batch)` as planned; its result is whole on every device."""
     jitted = jax.jit(
         step,
         out_shardings=NamedSharding(mesh, WHOLE),

@@ -71,6 +71,11 @@ class Feed:
         multiple = parallel.batch_parts(mesh) * micro_batches
         return -(-self.rows // multiple) * multiple
 
+    def planned(self, mesh: Mesh, micro_batches: int) -> Any:
+        """Shapes and places of a batch, filled up."""
+        rows = self.filled_rows(mesh, micro_batches)
+        return parallel.plan_batch(self.batches[0], rows, mesh)
+
     def placed(self, batch: dict, mesh: Mesh, micro_batches: int) -> Any:
         """A batch on the devices, filled up."""
         rows = self.filled_rows(mesh, micro_batches)
@@ -269,19 +274,22 @@ def compile_parts(job: Job, micro_batches: int) -> Programs:
         axis=axis,
     )
 
-    def planned(feed: Feed) -> Any:
-        rows = feed.filled_rows(mesh, micro_batches)
-        return parallel.plan_batch(feed.batches[0], rows, mesh)
-
+    batch = job.train.planned(mesh, micro_batches)
     return Programs(
-        parallel.compile_train_step(update, plan.state, planned(job.train), mesh, axis),
-        parallel.compile_eval_step(
-            step.make_eval_step(job.evaluate, micro_batches),
-            plan.state.params,
-            planned(job.held_out),
-            mesh,
-        ),
+        parallel.compile_train_step(update, plan.state, batch, mesh, axis),
+        compile_evaluation(job, job.held_out, micro_batches),
         micro_batches,
+    )
+
+
+def compile_evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
+    """The evaluation of the batches of a feed."""
+    mesh = job.plan.mesh
+    return parallel.compile_eval_step(
+        step.make_eval_step(job.evaluate, micro_batches),
+        job.plan.state.params,
+        feed.planned(mesh, micro_batches),
+        mesh,
     )
 
 
@@ -313,23 +321,21 @@ def execute(
     first = checkpoints.latest_step() or 0
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
     describe(first)
-    if not is_over(job, first, writer, checkpoints):
+    history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
+    if not loop.is_over(
+        first,
+        history,
+        checkpoints,
+        total_steps=job.total_steps,
+        eval_every_steps=job.eval_every_steps,
+        patience=job.patience,
+    ):
         programs = compile_programs(job)
         with costs.memory_explained(costs.REMEDIES, programs.train_step):
             first = train(job, programs, checkpoints, writer, stop)
     writer.close()
     checkpoints.close()
     return result_of(workdir, first, stop.received)
-
-
-def is_over(
-    job: Job, first: int, writer: MetricsWriter, checkpoints: Checkpoints
-) -> bool:
-    """Whether nothing is left to train or to evaluate."""
-    history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
-    return not loop.evaluation_missing(
-        first, job.total_steps, job.eval_every_steps, history, checkpoints.best_value
-    ) and (first >= job.total_steps or loop.is_exhausted(history, job.patience))
 
 
 def train(

@@ -117,7 +117,7 @@ def accumulate(
 
 
 def dealt(batch: Any, parts: int) -> Any:
-    """The rows dealt out in turn, so that each device keeps its own: [parts, B', ...]"""
+    """The rows [parts, B / parts, ..], dealt out so that each device keeps its own."""
     return jax.tree.map(
         lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
