@@ -14,6 +14,7 @@ the model of `init_from` from scratch, with its tokenizer.
 import dataclasses
 import hashlib
 import json
+import re
 import signal
 import statistics
 from collections.abc import Callable
@@ -50,11 +51,13 @@ from training import costs, loop, parallel, step
 from training.checkpoints import Checkpoints, has_checkpoint, load_params, take_weights
 from training.metrics import MetricsWriter, draw_curves, read_metrics
 from training.optimizers import (
-    Groups,
+    assign_groups,
+    group_summary,
     group_table,
     layerwise_groups,
     make_schedule,
     parameter_sizes,
+    parse_groups,
     stop_frozen,
 )
 from training.step import LossTerms, Term
@@ -116,9 +119,9 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
     )
     batches = data.batches("train", config.seed)
     shapes = jax.eval_shape(lambda: init_params(model, batches[0], config.seed))
-    groups = make_groups(config.optim, shapes)
+    groups = make_groups(config.optim, shapes, origin.model["num_layers"])
     schedule = schedule_settings(config.optim, total_steps)
-    optimizer = train.build_optimizer(shapes, config.optim, groups, schedule)
+    optimizer = train.build_optimizer(groups, config.optim, schedule)
     plan = parallel.plan_state(shapes, optimizer, models.PLACEMENT, mesh)
     params = start_params(
         config, task, origin, data.labels, model, batches[0], plan.params
@@ -127,13 +130,15 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
 
     if parallel.is_first():
         record_run(config, workdir, task, origin, data)
-    table = record_groups(workdir, plan.params, groups, schedule, config.optim)
+        (workdir / "parameters.txt").write_text(
+            group_table(plan.params, groups, config.optim.learning_rate) + "\n"
+        )
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
     first, floor = int(state.step), uninformed_loss(data.examples["train"])
     if first < total_steps:
-        print(table)
+        print(group_summary(plan.params, groups, config.optim.learning_rate))
         describe_start(config, state, data, first, total_steps, floor)
 
     terms = parallel.gathering(
@@ -577,23 +582,36 @@ def check_head(
         )
 
 
-def make_groups(optim: ConfigDict, params: Any) -> Groups:
-    """`optim.groups`; with `optim.layerwise` its rates for what no group before names.
+def make_groups(optim: ConfigDict, params: Any, num_layers: int) -> Any:
+    """Of each parameter the group in `optim.groups`.
 
-    A last group ".*" gives way to the layers.
+    With `optim.layerwise` its rates for what no group before names; a last group ".*"
+    gives way to them.
     """
-    groups, layers = tuple(optim.groups), optim.layerwise
-    if layers.decay == 1.0 and not layers.thaw_every:
-        return groups
-    if groups and groups[-1][0] == ".*":
-        groups = groups[:-1]
-    return layerwise_groups(
-        params,
-        decay=layers.decay,
-        top_exponent=layers.top_exponent,
-        thaw_every=layers.thaw_every,
-        first=groups,
+    groups, layers = parse_groups(optim.groups), optim.layerwise
+    if layers.decay != 1.0 or layers.thaw_every:
+        if groups and groups[-1].pattern == ".*":
+            groups = groups[:-1]
+        groups = layerwise_groups(
+            params,
+            lambda path: depth(path, num_layers),
+            num_layers,
+            decay=layers.decay,
+            top_exponent=layers.top_exponent,
+            thaw_every=layers.thaw_every,
+            first=groups,
+        )
+    return assign_groups(
+        params, groups, weight_decay=optim.weight_decay, no_decay=optim.no_decay
     )
+
+
+def depth(path: str, num_layers: int) -> int:
+    """0 for the embeddings, i + 1 for layer i, one more for what stands above."""
+    if path.startswith("embeddings/"):
+        return 0
+    layer = re.match(r"layer_(\d+)/", path)
+    return int(layer[1]) + 1 if layer else num_layers + 1
 
 
 def schedule_settings(optim: ConfigDict, total_steps: int) -> dict[str, Any]:
@@ -614,7 +632,7 @@ def schedule_settings(optim: ConfigDict, total_steps: int) -> dict[str, Any]:
 # The loss.
 
 
-def make_loss_terms(model: FineTuned, lm_weight: float, groups: Groups) -> LossTerms:
+def make_loss_terms(model: FineTuned, lm_weight: float, groups: Any) -> LossTerms:
     """The task's loss + lm_weight * a language model's (GPT-1, section 3.2)."""
 
     def terms(params: Any, batch: dict, dropout_key: Any) -> dict[str, Term]:
@@ -755,22 +773,6 @@ def record_run(
         (workdir / "task.json").write_text(json.dumps(spec, indent=2) + "\n")
         target.write_text(json.dumps(digests, indent=2) + "\n")
     record_environment(workdir)
-
-
-def record_groups(
-    workdir: Path, params: Any, groups: Groups, schedule: dict, optim: ConfigDict
-) -> str:
-    """Writes, and returns, what the optimizer will do to each parameter."""
-    table = group_table(
-        params,
-        groups,
-        schedule,
-        weight_decay=optim.weight_decay,
-        no_decay=optim.no_decay,
-    )
-    if parallel.is_first():
-        (workdir / "parameters.txt").write_text(table + "\n")
-    return table
 
 
 def describe_start(

@@ -49,11 +49,13 @@ from training.checkpoints import (
 )
 from training.metrics import MetricsWriter, draw_curves, perplexity, read_metrics
 from training.optimizers import (
-    Groups,
+    assign_groups,
+    group_summary,
     group_table,
     make_optimizer,
     make_schedule,
     parameter_sizes,
+    parse_groups,
     stop_frozen,
 )
 from training.step import LossTerms, Term
@@ -97,21 +99,24 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
-    optimizer, plan = plan_state(config, model, batch, mesh)
+    groups, optimizer, plan = plan_state(config, model, batch, mesh)
     loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
-    train_step = compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
+    train_step = compile_train_step(
+        config, loss_terms, groups, optimizer, plan, batch, mesh
+    )
     params = start_params(config, model, batch, workdir, plan.params)
     state = parallel.start_state(params, optimizer, plan)
 
     if parallel.is_first():
         configs.write_run_folder(workdir, config)
         record_origin(workdir, data)
-        record_groups(workdir, plan.params, config.optim)
+        record_groups(workdir, plan.params, groups, config.optim)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
     first = int(state.step)
     entropy = unigram_entropy(data.train, data.tokenizer, config.objective.name)
+    print(group_summary(plan.params, groups, config.optim.learning_rate))
     describe_start(config, state, mesh, data, first, entropy)
 
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
@@ -173,9 +178,11 @@ def dry_run(config: ConfigDict) -> int:
     batch = open_data(config, mesh).batches[0]
     model = build_model(config)
     loss_terms = LOSS_TERMS[config.objective.name](model, config.run.logit_chunks)
-    optimizer, plan = plan_state(config, model, batch, mesh)
+    groups, optimizer, plan = plan_state(config, model, batch, mesh)
     loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
-    compiled = compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
+    compiled = compile_train_step(
+        config, loss_terms, groups, optimizer, plan, batch, mesh
+    )
     count = sum(leaf.size for leaf in jax.tree.leaves(plan.params))
     print(
         f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}\n"
@@ -201,17 +208,25 @@ def build_model(config: ConfigDict) -> Any:
 
 def plan_state(
     config: ConfigDict, model: Any, batch: dict, mesh: Mesh
-) -> tuple[optax.GradientTransformation, step.TrainState]:
-    """The optimizer of a config, and what its state will be and where."""
+) -> tuple[Any, optax.GradientTransformation, step.TrainState]:
+    """The parameters' groups, the optimizer, what the state will be and where."""
     params = jax.eval_shape(lambda: init_params(model, batch, config.seed))
     optim = config.optim
-    optimizer = build_optimizer(params, optim, optim.groups, schedule_settings(optim))
-    return optimizer, parallel.plan_state(params, optimizer, models.PLACEMENT, mesh)
+    groups = assign_groups(
+        params,
+        parse_groups(optim.groups),
+        weight_decay=optim.weight_decay,
+        no_decay=optim.no_decay,
+    )
+    optimizer = build_optimizer(groups, optim, schedule_settings(optim))
+    plan = parallel.plan_state(params, optimizer, models.PLACEMENT, mesh)
+    return groups, optimizer, plan
 
 
 def compile_train_step(
     config: ConfigDict,
     loss_terms: LossTerms,
+    groups: Any,
     optimizer: optax.GradientTransformation,
     plan: step.TrainState,
     batch: dict,
@@ -224,7 +239,6 @@ def compile_train_step(
     Raises:
       UserError: not even one row at a time fits; a bad `run.parallel`.
     """
-    groups = config.optim.groups
     schedule = make_schedule(**schedule_settings(config.optim))
     rows = config.data.batch_size // parallel.batch_parts(mesh)
     axis = parallel.mapped_axis(config.run.parallel, mesh)
@@ -481,18 +495,15 @@ def schedule_settings(optim: ConfigDict) -> dict[str, Any]:
 
 
 def build_optimizer(
-    params: Any, optim: ConfigDict, groups: Groups, schedule: dict[str, Any]
+    groups: Any, optim: ConfigDict, schedule: dict[str, Any]
 ) -> optax.GradientTransformation:
-    """The optimizer of a config's `optim`; `schedule` as `make_schedule` takes it."""
+    """The optimizer of a config's `optim`; the rest as `make_optimizer` takes it."""
     return make_optimizer(
-        params,
         groups,
         schedule,
         b1=optim.b1,
         b2=optim.b2,
         epsilon=optim.epsilon,
-        weight_decay=optim.weight_decay,
-        no_decay=optim.no_decay,
         clip_norm=optim.clip_norm,
         adam=optim.adam,
     )
@@ -576,15 +587,9 @@ def record_environment(workdir: Path) -> None:
     target.write_text(json.dumps(environment, indent=2) + "\n")
 
 
-def record_groups(workdir: Path, params: Any, optim: ConfigDict) -> None:
+def record_groups(workdir: Path, params: Any, groups: Any, optim: ConfigDict) -> None:
     """Writes what the optimizer will do to each parameter."""
-    table = group_table(
-        params,
-        optim.groups,
-        schedule_settings(optim),
-        weight_decay=optim.weight_decay,
-        no_decay=optim.no_decay,
-    )
+    table = group_table(params, groups, optim.learning_rate)
     (workdir / "parameters.txt").write_text(table + "\n")
 
 
@@ -602,7 +607,6 @@ def describe_start(
         f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}; "
         f"{data.train.num_tokens:,} training and {data.heldout.num_tokens:,} held-out "
         "tokens\n"
-        "each parameter's rate and decay: parameters.txt in the run folder\n"
         f"line to beat: unigram entropy {entropy:.3f} nats; steps {first} to "
         f"{config.optim.total_steps}; the first one compiles",
         flush=True,

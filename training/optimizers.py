@@ -1,4 +1,8 @@
-"""Schedules; AdamW and the papers' Adams, with settings per group of parameters."""
+"""Schedules; AdamW and the papers' Adams, with settings per group of parameters.
+
+Rates, multipliers, decay, betas and epsilons may be traced, so that trials can be
+`vmap`ped; steps, shapes of schedules and `clip_norm` are plain, and decide the program.
+"""
 
 import dataclasses
 import difflib
@@ -9,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from errors import UserError
 
@@ -22,15 +27,14 @@ SCALED_BY_WARMUP = (
     "slanted_triangular",
 )
 
-# An ordered list of (regex of whole parameter paths, settings of `Group`).
-Groups = Sequence[Any]
+Number = float | int | Float[Array, ""]
 
 
 def make_schedule(
     *,
     schedule: str,
-    learning_rate: float,
-    end_learning_rate: float,
+    learning_rate: Number,
+    end_learning_rate: Number,
     warmup_steps: int,
     total_steps: int,
 ) -> optax.Schedule:
@@ -86,8 +90,8 @@ def make_schedule(
 
 def released_schedule(
     shape: str,
-    learning_rate: float,
-    end_learning_rate: float,
+    learning_rate: Number,
+    end_learning_rate: Number,
     warmup_steps: int,
     total_steps: int,
 ) -> optax.Schedule:
@@ -165,37 +169,40 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """What happens to a group's parameters; None takes the value of `optim`.
+    """What happens to the parameters whose whole path the pattern matches.
 
-    The rate is `multiplier` times a schedule, that of `optim` but for what is given
-    here. `thaw_at` N (gradual unfreezing): N updates leave the parameters as they are,
-    with no part in the clip; after them they are trained as if Adam began there, at
-    the rate that the schedule has reached.
+    None takes the value of `optim`. The rate is `multiplier` times a schedule, that of
+    `optim` but for what is given here. `thaw_at` N (gradual unfreezing): N updates
+    leave the parameters as they are, with no part in the clip; after them they are
+    trained as if Adam began there, at the rate that the schedule has reached.
     """
 
-    multiplier: float | int = 1.0
-    learning_rate: float | int | None = None
+    pattern: str
+    number: int = 0  # in its list, which `assign_groups` fills in
+    multiplier: Number = 1.0
+    learning_rate: Number | None = None
     schedule: str | None = None
-    end_learning_rate: float | int | None = None
+    end_learning_rate: Number | None = None
     warmup_steps: int | None = None
-    weight_decay: float | int | None = None
+    weight_decay: Number | None = None
     frozen: bool = False
     thaw_at: int = 0
 
 
+Groups = tuple[Group, ...]  # in order: the first whose pattern matches a path has it
+SETTINGS = tuple(field.name for field in dataclasses.fields(Group))[2:]
 SCHEDULE_SETTINGS = ("learning_rate", "schedule", "end_learning_rate", "warmup_steps")
 
 
-def parse_groups(groups: Groups) -> tuple[list[re.Pattern], list[Group]]:
-    """The patterns and the settings, in order.
+def parse_groups(pairs: Sequence[Any]) -> Groups:
+    """The groups of a config's pairs (pattern, settings), in order.
 
     Raises:
       UserError: what is no pair of a regular expression and settings, a setting that
         does not exist, or one that makes no sense.
     """
-    known = [field.name for field in dataclasses.fields(Group)]
-    patterns, made = [], []
-    for pair in groups:
+    groups = []
+    for pair in pairs:
         if (
             not isinstance(pair, Sequence)
             or len(pair) != 2
@@ -209,55 +216,59 @@ def parse_groups(groups: Groups) -> tuple[list[re.Pattern], list[Group]]:
         pattern, settings = pair
         culprit = f"optim.groups: {pattern!r}"
         try:
-            patterns.append(re.compile(pattern))
+            re.compile(pattern)
         except re.error as error:
             raise UserError(f"{culprit} is no regular expression: {error}") from error
         for name, value in settings.items():
-            if name not in known:
+            if name not in SETTINGS:
                 raise UserError(
                     f"{culprit} has the setting {name!r}, which is not known: use some "
-                    f"of {', '.join(known)}"
+                    f"of {', '.join(SETTINGS)}"
                 )
             if name == "frozen" and not isinstance(value, bool):
                 raise UserError(f"{culprit} has frozen={value!r}: use True or False")
-            if name not in ("frozen", "schedule") and not (
-                isinstance(value, int | float) and value >= 0
-            ):
+            if name in ("frozen", "schedule") or isinstance(value, jax.Array):
+                continue
+            if not (isinstance(value, int | float) and value >= 0):
                 raise UserError(
                     f"{culprit} has {name}={value!r}: it must be a number, at least 0"
                 )
-        group = Group(**settings)
+        group = Group(pattern, **settings)
         if group.frozen and len(settings) > 1:
             raise UserError(
                 f"{culprit} is frozen, so its other settings have no effect: remove "
                 f"{', '.join(name for name in settings if name != 'frozen')}"
             )
-        made.append(group)
-    return patterns, made
+        groups.append(group)
+    return tuple(groups)
 
 
-def first_matches(
-    paths: Sequence[str], patterns: Sequence[re.Pattern]
-) -> list[int | None]:
+def first_matches(paths: Sequence[str], patterns: Sequence[str]) -> list[int | None]:
     """For each path the number of the first pattern that matches all of it."""
     return [
-        next((i for i, p in enumerate(patterns) if p.fullmatch(path)), None)
+        next((i for i, p in enumerate(patterns) if re.fullmatch(p, path)), None)
         for path in paths
     ]
 
 
-def assign_groups(params: Any, groups: Groups) -> Any:
-    """The tree of `params` with each leaf replaced by the number of its group.
+def assign_groups(
+    params: Any, groups: Groups, *, weight_decay: Number, no_decay: Sequence[str]
+) -> Any:
+    """The tree of `params` with each leaf replaced by its `Group`, in full.
+
+    `params` may be shapes alone. A frozen parameter, or one whose whole path a pattern
+    of `no_decay` matches, has the decay 0.
 
     Raises:
-      UserError: a parameter without a group, or a group without a parameter.
+      UserError: a parameter without a group, a group without a parameter, or as
+        `decay_mask`.
     """
     paths, structure = jax.tree.flatten(parameter_paths(params))
-    patterns, _ = parse_groups(groups)
+    patterns = [group.pattern for group in groups]
     numbers = first_matches(paths, patterns)
     left = [path for path, number in zip(paths, numbers, strict=True) if number is None]
     if left:
-        listed = ", ".join(repr(pattern.pattern) for pattern in patterns)
+        listed = ", ".join(map(repr, patterns))
         raise UserError(
             f"optim.groups: no pattern matches {', '.join(left[:3])} ({len(left)} of "
             f"{len(paths)} parameters); the patterns are {listed or 'none'}: add one, "
@@ -266,38 +277,23 @@ def assign_groups(params: Any, groups: Groups) -> Any:
     for i, pattern in enumerate(patterns):
         if i in numbers:
             continue
-        if any(pattern.fullmatch(path) for path in paths):
+        if any(re.fullmatch(pattern, path) for path in paths):
             raise UserError(
-                f"optim.groups: all that {pattern.pattern!r} matches is taken by "
+                f"optim.groups: all that {pattern!r} matches is taken by "
                 "patterns before it, and the first one wins: move it up, or remove it"
             )
         raise UserError(
-            f"optim.groups: {pattern.pattern!r} matches no parameter"
-            f"{closest(pattern.pattern, paths)}"
+            f"optim.groups: {pattern!r} matches no parameter{closest(pattern, paths)}"
         )
-    return jax.tree.unflatten(structure, numbers)
-
-
-def resolve_groups(
-    params: Any, groups: Groups, weight_decay: float, no_decay: Sequence[str]
-) -> Any:
-    """The tree of `params` with each leaf replaced by its `Group`, decay filled in.
-
-    Raises:
-      UserError: as `parse_groups`, `assign_groups` and `decay_mask`.
-    """
-    _, made = parse_groups(groups)
 
     def resolve(number: int, decayed: bool) -> Group:
-        group = made[number]
+        group = groups[number]
         own = weight_decay if group.weight_decay is None else group.weight_decay
-        return dataclasses.replace(
-            group, weight_decay=own if decayed and not group.frozen else 0.0
-        )
+        own = own if decayed and not group.frozen else 0.0
+        return dataclasses.replace(group, number=number, weight_decay=own)
 
-    return jax.tree.map(
-        resolve, assign_groups(params, groups), decay_mask(params, no_decay)
-    )
+    mask = decay_mask(params, no_decay)
+    return jax.tree.map(resolve, jax.tree.unflatten(structure, numbers), mask)
 
 
 def group_schedule(group: Group, schedule: Mapping[str, Any]) -> optax.Schedule:
@@ -317,42 +313,43 @@ def group_schedule(group: Group, schedule: Mapping[str, Any]) -> optax.Schedule:
 
 
 def make_optimizer(
-    params: Any,
-    groups: Groups,
+    groups: Any,
     schedule: Mapping[str, Any],
     *,
-    b1: float,
-    b2: float,
-    epsilon: float,
-    weight_decay: float,
-    no_decay: Sequence[str],
+    b1: Number,
+    b2: Number,
+    epsilon: Number,
     clip_norm: float,
     adam: str,
 ) -> optax.GradientTransformation:
     """Adam with the settings of each group, after one clip over all trained gradients.
 
-    `params` may be shapes alone. `schedule` holds the settings of `make_schedule`.
-    Decay is decoupled: an update shrinks a parameter by `rate * weight_decay`, unless a
-    pattern of `no_decay` matches its whole path. Frozen groups have no state. For
-    `adam` see `scale_by_adam`.
+    `groups` is the tree of `assign_groups`, `schedule` holds the settings of
+    `make_schedule`. Decay is decoupled: an update shrinks a parameter by
+    `rate * weight_decay`. `clip_norm` 0 clips nothing. Frozen groups have no state, and
+    groups known to do the same share one. For `adam` see `scale_by_adam`.
 
     Raises:
-      UserError: as `resolve_groups` and `make_schedule`, or nothing would be trained.
+      UserError: as `make_schedule` and `scale_by_adam`, a `clip_norm` below 0, or
+        nothing would be trained.
     """
-    resolved = resolve_groups(params, groups, weight_decay, no_decay)
-    distinct = list(dict.fromkeys(jax.tree.leaves(resolved)))
-    if all(group.frozen for group in distinct):
+    if clip_norm < 0:
+        raise UserError(
+            f"optim.clip_norm={clip_norm} must be at least 0, which clips nothing"
+        )
+    alike = {settings_key(group): group for group in jax.tree.leaves(groups)}
+    if all(group.frozen for group in alike.values()):
         raise UserError("optim.groups: every parameter is frozen, nothing is trained")
-    names = {group: f"group_{i}" for i, group in enumerate(distinct)}
-    labels = jax.tree.map(names.__getitem__, resolved)
+    names = {key: f"group_{i}" for i, key in enumerate(alike)}
+    labels = jax.tree.map(lambda group: names[settings_key(group)], groups)
 
     def by_group(
         transform: Callable[[Group], optax.GradientTransformation],
     ) -> optax.GradientTransformation:
         return optax.multi_transform(
             {
-                name: optax.set_to_zero() if group.frozen else transform(group)
-                for group, name in names.items()
+                names[key]: optax.set_to_zero() if group.frozen else transform(group)
+                for key, group in alike.items()
             },
             labels,
         )
@@ -366,9 +363,15 @@ def make_optimizer(
     return optax.chain(
         # What is not trained at this update has no part in the norm.
         by_group(lambda group: thaw(optax.identity(), group)),
-        optax.clip_by_global_norm(clip_norm),
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         by_group(train),
     )
+
+
+def settings_key(group: Group) -> tuple:
+    """The same for groups that do the same; a traced number is like itself alone."""
+    values = [getattr(group, name) for name in SETTINGS]
+    return tuple(id(x) if isinstance(x, jax.Array) else x for x in values)
 
 
 def thaw(
@@ -381,7 +384,7 @@ def thaw(
 
 
 def scale_by_adam(
-    adam: str, b1: float, b2: float, epsilon: float, weight_decay: float
+    adam: str, b1: Number, b2: Number, epsilon: Number, weight_decay: Number
 ) -> optax.GradientTransformation:
     """Adam's direction with the decay added; the rate comes after it.
 
@@ -412,7 +415,7 @@ def scale_by_adam(
 
 
 def scale_by_uncorrected_adam(
-    b1: float, b2: float, epsilon: float
+    b1: Number, b2: Number, epsilon: Number
 ) -> optax.GradientTransformation:
     """`m / (sqrt(v) + epsilon)` from moments that begin at 0, left as they are."""
 
@@ -435,56 +438,73 @@ def scale_by_uncorrected_adam(
     return optax.GradientTransformation(init, update)
 
 
-def stop_frozen(params: Any, groups: Groups) -> Any:
+def stop_frozen(params: Any, groups: Any) -> Any:
     """`params` with the frozen ones cut off from differentiation.
 
-    In a loss this saves the computation of their gradients, which become zeros, and
-    the whole backward pass below the lowest parameter that is trained. It saves nothing
-    for groups that thaw later: the program is the same for all steps.
+    `groups` is the tree of `assign_groups`. In a loss this saves the computation of
+    their gradients, which become zeros, and the whole backward pass below the lowest
+    parameter that is trained. It saves nothing for groups that thaw later: the program
+    is the same for all steps.
     """
-    _, made = parse_groups(groups)
     return jax.tree.map(
-        lambda leaf, i: jax.lax.stop_gradient(leaf) if made[i].frozen else leaf,
+        lambda leaf, group: jax.lax.stop_gradient(leaf) if group.frozen else leaf,
         params,
-        assign_groups(params, groups),
+        groups,
     )
 
 
-def group_table(
-    params: Any,
-    groups: Groups,
-    schedule: Mapping[str, Any],
-    *,
-    weight_decay: float,
-    no_decay: Sequence[str],
-) -> str:
+# What is printed and kept of the groups.
+
+
+def group_table(params: Any, groups: Any, learning_rate: float) -> str:
     """One line for each parameter: what the optimizer will do to it.
 
-    The peak rate is the multiplier times the learning rate of the schedule.
+    `groups` is the tree of `assign_groups`. The peak rate is the multiplier times the
+    group's learning rate, or else the one given, that of `optim`.
     """
-    resolved = resolve_groups(params, groups, weight_decay, no_decay)
     rows = [("path", "shape", "group", "peak rate", "decay", "frozen")]
-    for path, leaf, number, group in zip(
-        *map(
-            jax.tree.leaves,
-            (parameter_paths(params), params, assign_groups(params, groups), resolved),
-        ),
-        strict=True,
+    for path, leaf, group in zip(
+        *map(jax.tree.leaves, (parameter_paths(params), params, groups)), strict=True
     ):
-        rate = schedule["learning_rate"]
-        if group.learning_rate is not None:
-            rate = group.learning_rate
-        waiting = f"until step {group.thaw_at}" if group.thaw_at else "no"
-        rows.append(
-            (
-                path,
-                "x".join(map(str, leaf.shape)) or "scalar",
-                groups[number][0],
-                "0" if group.frozen else f"{group.multiplier * rate:.3g}",
-                f"{group.weight_decay:g}",
-                "yes" if group.frozen else waiting,
-            )
-        )
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        decay = f"{group.weight_decay:g}"
+        rate, frozen = peak_rate(group, learning_rate), when_frozen(group)
+        rows.append((path, shape, group.pattern, rate, decay, frozen))
+    return aligned(rows)
+
+
+def group_summary(params: Any, groups: Any, learning_rate: float) -> str:
+    """As `group_table`, one line for each group, in the order of their list.
+
+    Of a group that is decayed in part, `0.01 (2 of 5)` counts the decayed tensors.
+    """
+    members: dict[int, list[tuple[int, Group]]] = {}
+    for leaf, group in zip(*map(jax.tree.leaves, (params, groups)), strict=True):
+        members.setdefault(group.number, []).append((leaf.size, group))
+    rows = [("group", "tensors", "parameters", "peak rate", "decay", "frozen")]
+    for _, own in sorted(members.items()):
+        sizes, (group, *_) = zip(*own, strict=True)
+        decays = [group.weight_decay for _, group in own if group.weight_decay]
+        decay = f"{decays[0]:g}" if decays else "0"
+        if 0 < len(decays) < len(own):
+            decay += f" ({len(decays)} of {len(own)})"
+        rate, frozen = peak_rate(group, learning_rate), when_frozen(group)
+        count, size = str(len(own)), f"{sum(sizes):,}"
+        rows.append((group.pattern, count, size, rate, decay, frozen))
+    return aligned(rows)
+
+
+def peak_rate(group: Group, learning_rate: float) -> str:
+    own = learning_rate if group.learning_rate is None else group.learning_rate
+    return "0" if group.frozen else f"{group.multiplier * own:.3g}"
+
+
+def when_frozen(group: Group) -> str:
+    waiting = f"until step {group.thaw_at}" if group.thaw_at else "no"
+    return "yes" if group.frozen else waiting
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -494,134 +514,73 @@ def group_table(
     )
 
 
-# Layer-wise rates: keyword arguments of `layerwise_groups`, as they stand in a config.
-
-ELECTRA = {"decay": 0.8, "top_exponent": 2, "thaw_every": 0}  # small and base
-ELECTRA_LARGE = {"decay": 0.9, "top_exponent": 2, "thaw_every": 0}
-ULMFIT = {"decay": 1 / 2.6, "top_exponent": 1, "thaw_every": 0}
+# Layer-wise rates.
 
 
 def layerwise_groups(
     params: Any,
+    depth: Callable[[str], int],
+    num_layers: int,
     *,
-    decay: float,
+    decay: Number,
     top_exponent: int,
     thaw_every: int,
     first: Groups = (),
 ) -> Groups:
     """The groups `first`, and for all other parameters rates that fall with depth.
 
-    With n layers, layer i (0 is the lowest) is multiplied by
-    `decay ** (top_exponent + n - 1 - i)`, the embeddings by
-    `decay ** (top_exponent + n)`, a new head by 1. What is pre-trained and stands
-    between the top layer and the head (final norm, pooler, pre-training heads) has
-    exponent 1, or 0 if the top layer has.
+    `depth` of a path is 0 for the embeddings, i + 1 for layer i (0 is the lowest), and
+    num_layers + 1 for what is pre-trained and stands above the layers (final norm,
+    pooler, pre-training heads); a new head, `head/`, is above all. With n layers, layer
+    i is multiplied by `decay ** (top_exponent + n - 1 - i)`, the embeddings by
+    `decay ** (top_exponent + n)`, a new head by 1. What stands between it and the top
+    layer has exponent 1, or 0 if the top layer has.
 
     ELECTRA (Clark et al. 2020; model/optimization.py): top_exponent 2, the slot of a
-      pooler between head and top layer being kept.
+      pooler between head and top layer being kept; decay 0.8, large models 0.9.
     ULMFiT (Howard and Ruder 2018, section 3.2): top_exponent 1, decay 1/2.6.
 
     With `thaw_every` N (ULMFiT's gradual unfreezing, section 3.3: an epoch) the head is
     trained from the start, the top layer and what stands above it after N updates, the
     layer below after 2 N, ..., the embeddings last. 0 trains all from the start.
-
-    Raises:
-      UserError: no parameter lies in `layer_0/`.
     """
     paths = jax.tree.leaves(parameter_paths(params))
-    layers = {int(m[1]) for path in paths if (m := re.match(r"layer_(\d+)/", path))}
-    if layers != set(range(len(layers))) or not layers:
-        raise UserError(
-            "optim.layerwise needs parameters layer_0/..., layer_1/..., and so on"
-            f"{closest('layer_0/', paths)}"
+    taken = first_matches(paths, [group.pattern for group in first])
+    from_top = {  # 0 the head, 1 what stands above the layers, 2 the top layer, ...
+        path: 0 if path.startswith("head/") else num_layers + 2 - depth(path)
+        for path, number in zip(paths, taken, strict=True)
+        if number is None
+    }
+    groups = list(first)
+    for rank in sorted(set(from_top.values())):
+        exponent = top_exponent + rank - 2 if rank > 1 else min(top_exponent, rank)
+        groups.append(
+            Group(
+                pattern_of(
+                    [path for path, at in from_top.items() if at == rank],
+                    [path for path, at in from_top.items() if at != rank],
+                ),
+                multiplier=decay**exponent,
+                thaw_at=thaw_every * max(rank - 1, min(rank, 1)),
+            )
         )
+    return tuple(groups)
 
-    def settings(exponent: int, thawed_before: int) -> dict[str, Any]:
-        return {
-            "multiplier": decay**exponent,
-            "thaw_at": thaw_every * thawed_before,
-        }
 
-    between = r"(final_norm|pooler|masked_lm|next_sentence)/.*"
-    expanded = [
-        (r"head/.*", settings(0, 0)),
-        (between, settings(min(top_exponent, 1), 1)),
-    ]
-    for below_top, layer in enumerate(sorted(layers, reverse=True)):
-        expanded.append(
-            (rf"layer_{layer}/.*", settings(top_exponent + below_top, below_top + 1))
+def pattern_of(paths: Sequence[str], others: Sequence[str]) -> str:
+    """Matches the paths and none of the others, by the shortest beginnings that do."""
+    parts = []
+    for path in paths:
+        names = path.split("/")
+        starts = ("/".join(names[:i]) + "/" for i in range(1, len(names)))
+        parts.append(
+            next(
+                (
+                    f"{start}.*"
+                    for start in starts
+                    if not any(other.startswith(start) for other in others)
+                ),
+                path,
+            )
         )
-    n = len(layers)
-    expanded.append((r"embeddings/.*", settings(top_exponent + n, n + 1)))
-    groups = (*first, *expanded)
-    patterns, _ = parse_groups(groups)
-    winners = first_matches(paths, patterns)
-    return tuple(
-        group for i, group in enumerate(groups) if i < len(first) or i in winners
-    )
-
-
-# The published settings, whole: each is the content of `config.optim`.
-
-ALL_ALIKE = ((".*", {}),)
-NO_DECAY = (r".*/bias", r".*/scale")
-
-
-def gpt1_pretraining(total_steps: int) -> dict[str, Any]:
-    """Radford et al. 2018, section 4.1, and opt.py; 100 epochs of BooksCorpus."""
-    return gpt1_finetuning(total_steps) | {
-        "learning_rate": 2.5e-4,
-        "schedule": "gpt1_cosine",
-        "warmup_steps": 2_000,
-    }
-
-
-def gpt1_finetuning(total_steps: int) -> dict[str, Any]:
-    """Radford et al. 2018, section 4.1, and train.py, opt.py; 3 epochs of 32 rows."""
-    return {
-        "total_steps": total_steps,
-        "schedule": "gpt1_linear",
-        "learning_rate": 6.25e-5,
-        "end_learning_rate": 0.0,
-        # At least 1 loses nothing: below it, the release's first rate is 0 as well.
-        "warmup_steps": max(1, round(0.002 * total_steps)),
-        "adam": "gpt1",
-        "b1": 0.9,
-        "b2": 0.999,
-        "epsilon": 1e-8,
-        "weight_decay": 0.01,
-        "no_decay": NO_DECAY,
-        "clip_norm": 1.0,
-        "groups": ALL_ALIKE,
-    }
-
-
-def bert_pretraining(total_steps: int) -> dict[str, Any]:
-    """Devlin et al. 2019, appendix A.2, and optimization.py; 1M steps of 256 rows."""
-    return bert_finetuning(total_steps) | {
-        "learning_rate": 1e-4,
-        "warmup_steps": 10_000,
-    }
-
-
-def bert_finetuning(total_steps: int) -> dict[str, Any]:
-    """Devlin et al. 2019, appendix A.3, and run_classifier.py; 3 epochs of 32 rows.
-
-    The paper chooses the rate on the held-out part: 5e-5 (this one), 3e-5 or 2e-5, for
-    GLUE 4e-5 as well.
-    """
-    return {
-        "total_steps": total_steps,
-        "schedule": "bert_linear",
-        "learning_rate": 5e-5,
-        "end_learning_rate": 0.0,
-        "warmup_steps": int(0.1 * total_steps),
-        "adam": "bert",
-        "b1": 0.9,
-        "b2": 0.999,
-        "epsilon": 1e-6,
-        "weight_decay": 0.01,
-        "no_decay": NO_DECAY,
-        "clip_norm": 1.0,
-        "groups": ALL_ALIKE,
-    }
+    return "|".join(dict.fromkeys(parts))

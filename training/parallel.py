@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import platform
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -127,7 +126,7 @@ def plan_state(
     and its shape: it lies as the parameter does. All else is whole on every device.
     """
     paths = jax.tree.leaves(parameter_paths(params))
-    matches = first_matches(paths, [re.compile(pattern) for pattern, _ in rules])
+    matches = first_matches(paths, [pattern for pattern, _ in rules])
     specs = {
         (path, leaf.shape): rules[match][1]
         for path, leaf, match in zip(
