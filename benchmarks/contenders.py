@@ -160,7 +160,7 @@ def foreword(case: Case, **run: Any) -> Contender:
     model = train.build_model(config)
     loss_terms = train.LOSS_TERMS[config.objective.name](model, 1)
     batch = make_batch(case)
-    optimizer, plan = train.plan_state(config, model, batch, mesh)
+    groups, optimizer, plan = train.plan_state(config, model, batch, mesh)
     params = train.init_params(model, batch, 0, parallel.places(plan.params))
     flops = train.step_flops(config, params)
     state = parallel.start_state(params, optimizer, plan)
@@ -179,7 +179,7 @@ def foreword(case: Case, **run: Any) -> Contender:
     @functools.cache
     def program() -> Callable:
         return train.compile_train_step(
-            config, loss_terms, optimizer, plan, batch, mesh
+            config, loss_terms, groups, optimizer, plan, batch, mesh
         )
 
     def update() -> Any:

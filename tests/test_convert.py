@@ -33,7 +33,12 @@ from models.transformer import Block, logits
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
 from training.checkpoints import load_params
-from training.optimizers import make_optimizer, make_schedule
+from training.optimizers import (
+    assign_groups,
+    make_optimizer,
+    make_schedule,
+    parse_groups,
+)
 from training.step import create_state, make_train_step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -396,15 +401,13 @@ def test_live_ten_adamw_steps(case, make, tmp_path):
         "warmup_steps": 0,
         "total_steps": 10,
     }
+    groups = parse_groups(((".*", {}),))
     ours = make_optimizer(
-        params,
-        ((".*", {}),),
+        assign_groups(params, groups, weight_decay=0.01, no_decay=()),
         schedule,
         b1=0.9,
         b2=0.999,
         epsilon=1e-8,
-        weight_decay=0.01,
-        no_decay=(),
         clip_norm=1.0,
         adam="adamw",
     )

@@ -26,6 +26,7 @@ from errors import UserError
 from models import heads
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
+from training.optimizers import Group, assign_groups
 from training.step import term_means
 
 
@@ -104,6 +105,10 @@ TASKS = {
 }
 
 
+def all_alike(params):
+    return assign_groups(params, (Group(".*"),), weight_decay=0.0, no_decay=())
+
+
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", MODELS)
 def test_packed_and_padded_give_the_same_loss_and_gradient(family, kind, tokenizer):
@@ -137,7 +142,7 @@ def test_packed_and_padded_give_the_same_loss_and_gradient(family, kind, tokeniz
     assert (packed["segment_ids"].max(axis=1) > 0).sum() < count  # it does pack
     params = finetune.init_params(model, padded, 0)
     terms = finetune.make_loss_terms(
-        model, 0.5 if family == "decoder" else 0.0, ((".*", {}),)
+        model, 0.5 if family == "decoder" else 0.0, all_alike(params)
     )
 
     def loss(params, batch):
@@ -182,7 +187,7 @@ def test_the_auxiliary_loss_is_one_visible_sum(tokenizer):
     )
     params = finetune.init_params(model, batch, 0)
     means = term_means(
-        finetune.make_loss_terms(model, 0.5, ((".*", {}),))(params, batch, None)
+        finetune.make_loss_terms(model, 0.5, all_alike(params))(params, batch, None)
     )
     logits = heads.apply(model, params, batch, None)["logits"]
     loss, weight, _ = causal_lm(logits, batch["lm_targets"], batch["lm_weights"])

@@ -13,20 +13,20 @@ from ml_collections import ConfigDict
 from errors import UserError
 from models.bert import Bert
 from models.gpt import Gpt
-from training import optimizers
 from training.optimizers import (
-    ALL_ALIKE,
-    ELECTRA,
-    ELECTRA_LARGE,
-    ULMFIT,
+    assign_groups,
     decay_mask,
+    group_summary,
     group_table,
     layerwise_groups,
     make_optimizer,
     make_schedule,
+    parse_groups,
     stop_frozen,
 )
+from training.step import create_state, make_train_step
 
+ALL_ALIKE = ((".*", {}),)
 NO_DECAY = (r".*/bias", r".*/scale")
 CONSTANT = {
     "schedule": "constant",
@@ -48,17 +48,23 @@ def schedule(shape, **changes):
     return make_schedule(**(settings | changes))
 
 
-def grouped(params, groups, schedule=CONSTANT, **changes):
+def assigned(params, groups, weight_decay=0.0, no_decay=NO_DECAY):
+    groups = parse_groups(groups)
+    return assign_groups(params, groups, weight_decay=weight_decay, no_decay=no_decay)
+
+
+def grouped(
+    params, groups, schedule=CONSTANT, weight_decay=0.0, no_decay=NO_DECAY, **changes
+):
     settings = {
         "b1": 0.9,
         "b2": 0.999,
         "epsilon": 1e-8,
-        "weight_decay": 0.0,
-        "no_decay": NO_DECAY,
-        "clip_norm": 1e9,
+        "clip_norm": 0.0,
         "adam": "adamw",
     }
-    return make_optimizer(params, groups, schedule, **(settings | changes))
+    groups = assigned(params, groups, weight_decay, no_decay)
+    return make_optimizer(groups, schedule, **(settings | changes))
 
 
 def all_ones(tree):
@@ -291,6 +297,42 @@ def test_clip_is_over_all_that_is_trained_and_nothing_else():
     assert float(-updates["late"][0]) == pytest.approx(12 / 13, rel=1e-5)
 
 
+def test_clip_norm_0_clips_nothing_and_below_0_is_refused(params):
+    # With this epsilon an update is, but for 1e-6 of it, rate * gradient / 1e6.
+    settings = {"schedule": CONSTANT | {"learning_rate": 1e6}, "epsilon": 1e6}
+    tx = grouped(params, ALL_ALIKE, **settings, clip_norm=0.0)
+    updates, _ = tx.update(all_ones(params), tx.init(params), params)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -1.0, rtol=1e-5)
+    with pytest.raises(UserError, match=r"optim.clip_norm=-1.0 must be at least 0"):
+        grouped(params, ALL_ALIKE, clip_norm=-1.0)
+
+
+def test_states_of_older_runs_have_the_same_paths(params):
+    groups = (  # the first two do the same, so they share a state
+        ("layer_0/bias", {}),
+        ("norm/.*", {"weight_decay": 0.0}),
+        ("embeddings/.*", {"frozen": True}),
+        (".*", {"thaw_at": 0}),
+    )
+    state = grouped(params, groups, weight_decay=0.01, clip_norm=1.0).init(params)
+    trained = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    }
+    adam = "2/inner_states/{}/inner_state/0/0/{}"
+    rate = "2/inner_states/{}/inner_state/1/count"
+    expected = {adam.format(f"group_{i}", "count") for i in (1, 2)}
+    expected |= {rate.format(f"group_{i}") for i in (1, 2)}
+    for moment in ("mu", "nu"):
+        expected |= {adam.format("group_2", f"{moment}/layer_0/kernel")}
+        expected |= {
+            adam.format("group_1", f"{moment}/{path}")
+            for path in ("layer_0/bias", "norm/bias", "norm/scale")
+        }
+    assert trained == expected
+
+
 def test_frozen_groups_hold_no_optimizer_memory(params):
     tx = grouped(
         params, (("embeddings/.*", {"frozen": True}), (".*", {})), clip_norm=1.0
@@ -314,8 +356,10 @@ def test_no_gradient_is_computed_for_frozen_groups():
             hidden = jnp.tanh(hidden @ params[f"layer_{i}"])
         return hidden.sum()
 
+    frozen = assigned(params, groups, no_decay=())
+
     def frozen_loss(params):
-        return loss(stop_frozen(params, groups))
+        return loss(stop_frozen(params, frozen))
 
     # forward 4, gradients of kernels 4, of hidden vectors 3
     assert count_products(loss, params) == 4 + 4 + 3
@@ -362,41 +406,130 @@ def test_an_unknown_adam_is_named(params):
         grouped(params, ((".*", {}),), adam="lamb")
 
 
-def test_groups_are_the_same_after_a_config_and_json(params):
+def test_groups_are_the_same_after_a_config_and_json():
     groups = (("embeddings/.*", {"frozen": True}), (".*", {"multiplier": 0.5}))
-    config = ConfigDict({"groups": groups, "layerwise": ELECTRA})
+    config = ConfigDict({"groups": groups})
     again = ConfigDict(json.loads(json.dumps(config.to_dict())))
-    settings = {"weight_decay": 0.0, "no_decay": ()}
-    tables = [
-        group_table(params, read, CONSTANT, **settings)
-        for read in (groups, config.groups, again.groups)
-    ]
-    assert tables[0] == tables[1] == tables[2]
-    assert dict(again.layerwise) == ELECTRA
+    parsed = parse_groups(groups)
+    assert parsed == parse_groups(config.groups) == parse_groups(again.groups)
+
+
+GROUPS = (
+    ("norm/.*", {"weight_decay": 0.0, "learning_rate": 3.0, "multiplier": 0.1}),
+    ("embeddings/.*", {"frozen": True}),
+    ("layer_0/.*", {"multiplier": 0.5, "thaw_at": 7}),
+)
+
+
+def cells(table):
+    return [re.split("  +", line) for line in table.splitlines()]
 
 
 def test_group_table_tells_all(params):
-    groups = (
-        ("embeddings/.*", {"frozen": True}),
-        ("layer_0/.*", {"multiplier": 0.5, "thaw_at": 7}),
-        (".*", {"learning_rate": 3.0, "multiplier": 0.1}),
-    )
-    settings = {"weight_decay": 0.01, "no_decay": NO_DECAY}
-    lines = group_table(params, groups, CONSTANT, **settings).splitlines()
-    assert [re.split("  +", line) for line in lines] == [
+    table = group_table(params, assigned(params, GROUPS, 0.01), 0.1)
+    assert cells(table) == [
         ["path", "shape", "group", "peak rate", "decay", "frozen"],
         ["embeddings/token/embedding", "3x2", "embeddings/.*", "0", "0", "yes"],
         ["layer_0/bias", "2", "layer_0/.*", "0.05", "0", "until step 7"],
         ["layer_0/kernel", "2x2", "layer_0/.*", "0.05", "0.01", "until step 7"],
-        ["norm/bias", "2", ".*", "0.3", "0", "no"],
-        ["norm/scale", "2", ".*", "0.3", "0", "no"],
+        ["norm/bias", "2", "norm/.*", "0.3", "0", "no"],
+        ["norm/scale", "2", "norm/.*", "0.3", "0", "no"],
     ]
     assert {
-        line.index(cell) for line, cell in zip(lines, ("shape", "3x2"), strict=False)
+        line.index(cell)
+        for line, cell in zip(table.splitlines(), ("shape", "3x2"), strict=False)
     } == {28}
 
 
+def test_group_summary_is_a_line_a_group_in_their_order(params):
+    params["embeddings"]["token"]["embedding"] = jnp.ones((600, 2))
+    summary = group_summary(params, assigned(params, GROUPS, 0.01), 0.1)
+    assert cells(summary) == [
+        ["group", "tensors", "parameters", "peak rate", "decay", "frozen"],
+        ["norm/.*", "2", "4", "0.3", "0", "no"],
+        ["embeddings/.*", "1", "1,200", "0", "0", "yes"],
+        ["layer_0/.*", "2", "6", "0.05", "0.01 (1 of 2)", "until step 7"],
+    ]
+    alike = group_summary(params, assigned(params, ALL_ALIKE, 0.01, ()), 0.1)
+    assert cells(alike)[1:] == [[".*", "5", "1,210", "0.1", "0.01", "no"]]
+
+
+# Traced numbers.
+
+
+@pytest.mark.parametrize("adam", ["adamw", "bert", "gpt1"])
+def test_trials_as_one_vmapped_step_equal_each_alone(params, adam):
+    trials = {
+        "learning_rate": jnp.float32([0.03, 0.3]),
+        "weight_decay": jnp.float32([0.0, 0.2]),
+        "b1": jnp.float32([0.9, 0.5]),
+        "multiplier": jnp.float32([4.0, 0.25]),
+    }
+
+    def loss_terms(params, batch, key):
+        del key
+        hidden = jnp.tanh(batch["x"] @ params["layer_0"]["kernel"])
+        loss = (hidden @ params["norm"]["scale"] + params["norm"]["bias"].sum()) ** 2
+        return {"square": (loss.sum(), float(loss.size), {})}
+
+    def train(trial):
+        schedule = CONSTANT | {"learning_rate": trial["learning_rate"]}
+        groups = (
+            ("embeddings/.*", {"frozen": True}),
+            ("layer_0/.*", {"multiplier": trial["multiplier"]}),
+            ("norm/.*", {}),
+        )
+        tx = grouped(
+            params,
+            groups,
+            schedule,
+            weight_decay=trial["weight_decay"],
+            b1=trial["b1"],
+            clip_norm=1.0,
+            adam=adam,
+        )
+        step = make_train_step(
+            loss_terms, tx, make_schedule(**schedule), micro_batches=1
+        )
+        return create_state(params, tx), step
+
+    batch = {"x": jax.random.normal(jax.random.key(1), (8, 2))}
+    key = jax.random.key(0)
+    together = jax.vmap(lambda trial: train(trial)[0])(trials)
+    step = jax.jit(jax.vmap(lambda trial, state: train(trial)[1](state, batch, key)))
+    for _ in range(5):
+        together, metrics = step(trials, together)
+    for i in range(2):
+        alone, step_alone = train({name: float(x[i]) for name, x in trials.items()})
+        step_alone = jax.jit(step_alone)
+        for _ in range(5):
+            alone, metrics_alone = step_alone(alone, batch, key)
+        moved = alone.params["layer_0"]["kernel"] - params["layer_0"]["kernel"]
+        assert (np.abs(moved) > 0.01).all()
+        for found, expected in zip(
+            jax.tree.leaves((together.params, metrics)),
+            jax.tree.leaves((alone.params, metrics_alone)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
+
+
 # Layer-wise rates.
+
+ELECTRA = {"decay": 0.8, "top_exponent": 2, "thaw_every": 0}
+ULMFIT = {"decay": 1 / 2.6, "top_exponent": 1, "thaw_every": 0}
+
+
+def layerwise(params, num_layers, first=(), **settings):
+    def depth(path):
+        if path.startswith("embeddings/"):
+            return 0
+        layer = re.match(r"layer_(\d+)/", path)
+        return int(layer[1]) + 1 if layer else num_layers + 1
+
+    return layerwise_groups(
+        params, depth, num_layers, first=parse_groups(first), **settings
+    )
 
 
 def shapes_of(model, head=True):
@@ -455,7 +588,11 @@ def gpt(num_layers, pre_norm):
 def rates(params, groups):
     """The rate of each top-level module, as its parameters really move by."""
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), params)
-    tx = grouped(params, groups, CONSTANT | {"learning_rate": 1.0}, no_decay=())
+    groups = assign_groups(params, groups, weight_decay=0.0, no_decay=())
+    schedule = CONSTANT | {"learning_rate": 1.0}
+    tx = make_optimizer(
+        groups, schedule, b1=0.9, b2=0.999, epsilon=1e-8, clip_norm=0.0, adam="adamw"
+    )
     updates, _ = jax.jit(tx.update)(all_ones(params), tx.init(params), params)
     moved = {}
     for module, tree in updates.items():
@@ -487,20 +624,20 @@ def test_electra_rates_are_those_of_the_release():
         "next_sentence": 0.8,
         "head": 1.0,
     }
-    found = rates(params, layerwise_groups(params, **ELECTRA))
+    found = rates(params, layerwise(params, 12, **ELECTRA))
     assert found == pytest.approx(table, rel=1e-5)
 
 
 def test_electra_large_rates_of_a_gpt_with_a_final_norm():
     params = shapes_of(gpt(2, pre_norm=True))
     table = {"head": 1, "final_norm": 0.9, "layer_1": 0.81, "layer_0": 0.729}
-    found = rates(params, layerwise_groups(params, **ELECTRA_LARGE))
+    found = rates(params, layerwise(params, 2, **(ELECTRA | {"decay": 0.9})))
     assert found == pytest.approx(table | {"embeddings": 0.6561}, rel=1e-5)
 
 
 def test_ulmfit_rates_fall_by_two_point_six():
     params = shapes_of(gpt(3, pre_norm=False))
-    groups = layerwise_groups(params, **ULMFIT)
+    groups = layerwise(params, 3, **ULMFIT)
     table = {
         "head": 1.0,
         "layer_2": 0.38461538,
@@ -513,10 +650,10 @@ def test_ulmfit_rates_fall_by_two_point_six():
 
 def test_gradual_unfreezing_thaws_a_layer_at_a_time_from_the_top():
     params = shapes_of(bert(2))
-    groups = layerwise_groups(params, **(ULMFIT | {"thaw_every": 50}))
-    assert [(pattern, group["thaw_at"]) for pattern, group in groups] == [
+    groups = layerwise(params, 2, **(ULMFIT | {"thaw_every": 50}))
+    assert [(group.pattern, group.thaw_at) for group in groups] == [
         ("head/.*", 0),
-        ("(final_norm|pooler|masked_lm|next_sentence)/.*", 50),
+        ("masked_lm/.*|next_sentence/.*|pooler/.*", 50),
         ("layer_1/.*", 50),
         ("layer_0/.*", 100),
         ("embeddings/.*", 150),
@@ -526,33 +663,58 @@ def test_gradual_unfreezing_thaws_a_layer_at_a_time_from_the_top():
 def test_own_groups_stand_before_the_layer_wise_ones():
     params = shapes_of(gpt(1, pre_norm=False), head=False)
     first = (("embeddings/.*", {"frozen": True}),)
-    found = rates(params, layerwise_groups(params, **ELECTRA, first=first))
+    found = rates(params, layerwise(params, 1, **ELECTRA, first=first))
     assert found == pytest.approx({"embeddings": 0.0, "layer_0": 0.64}, rel=1e-5)
 
 
-def test_layer_wise_rates_without_layers_are_refused(params):
-    with pytest.raises(UserError, match="layer_0"):
-        layerwise_groups({"head": params["norm"]}, **ELECTRA)
+def test_layers_of_two_directions_share_a_rate_by_their_depth():
+    names = ("layer_0", "layer_1", "layer_10", "gate")
+    directions = {name: dict.fromkeys(names, jnp.ones(1)) for name in ("back", "forth")}
+    depths = {"layer_0": 1, "layer_1": 2, "layer_10": 11, "gate": 12}
+    groups = layerwise_groups(
+        directions, lambda path: depths[path.split("/")[1]], 11, **ELECTRA
+    )
+    assert [(group.pattern, group.multiplier) for group in groups] == [
+        ("back/gate|forth/gate", 0.8),
+        ("back/layer_10|forth/layer_10", 0.8**2),
+        ("back/layer_1|forth/layer_1", 0.8**11),
+        ("back/layer_0|forth/layer_0", 0.8**12),
+    ]
 
 
-# The published settings.
+# The optimizers of the releases.
 
 
 @pytest.mark.parametrize(
-    ("recipe", "first_rates"),
-    [  # T = 1000
-        (optimizers.gpt1_finetuning, [0, 6.25e-5 / 2 * 0.999, 6.25e-5 * 0.998]),
-        (optimizers.bert_finetuning, [0, 5e-5 / 100, 2 * 5e-5 / 100]),
+    ("kind", "changes", "first_rates"),
+    [  # of fine-tuning, T = 1000
+        (
+            "gpt1",
+            {"schedule": "gpt1_linear", "learning_rate": 6.25e-5, "warmup_steps": 2},
+            [0, 6.25e-5 / 2 * 0.999, 6.25e-5 * 0.998],
+        ),
+        (
+            "bert",
+            {"schedule": "bert_linear", "learning_rate": 5e-5, "warmup_steps": 100},
+            [0, 5e-5 / 100, 2 * 5e-5 / 100],
+        ),
     ],
 )
-def test_recipes_are_the_releases_written_out_in_numpy(params, recipe, first_rates):
-    optim = ConfigDict(json.loads(json.dumps(recipe(1000)))).to_dict()
-    schedule = {name: optim.pop(name) for name in CONSTANT}
+def test_recipes_are_the_releases_written_out_in_numpy(
+    params, kind, changes, first_rates
+):
+    schedule = CONSTANT | {"total_steps": 1000} | changes
     # Large enough for the differences to be seen in float32.
-    optim |= {"weight_decay": 0.5, "epsilon": 0.01}
-    schedule["learning_rate"] *= 1e4
-    groups, kind, epsilon = optim.pop("groups"), optim["adam"], optim["epsilon"]
-    tx = make_optimizer(params, groups, schedule, **optim)
+    epsilon, schedule["learning_rate"] = 0.01, 1e4 * schedule["learning_rate"]
+    tx = grouped(
+        params,
+        ALL_ALIKE,
+        schedule,
+        weight_decay=0.5,
+        epsilon=epsilon,
+        clip_norm=1.0,
+        adam=kind,
+    )
     state, generator = tx.init(params), np.random.default_rng(0)
     mask = jax.tree.leaves(decay_mask(params, NO_DECAY))
     expected = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
@@ -573,22 +735,3 @@ def test_recipes_are_the_releases_written_out_in_numpy(params, recipe, first_rat
             expected[i] = expected[i] - rate * (update + 0.5 * mask[i] * expected[i])
         for found, value in zip(jax.tree.leaves(params), expected, strict=True):
             np.testing.assert_allclose(found, value, rtol=5e-5)
-
-
-def test_recipes_hold_the_published_numbers():
-    names = ("learning_rate", "warmup_steps", "epsilon", "schedule", "adam")
-    found = {
-        recipe.__name__: tuple(recipe(100_000)[name] for name in names)
-        for recipe in (
-            optimizers.gpt1_pretraining,
-            optimizers.gpt1_finetuning,
-            optimizers.bert_pretraining,
-            optimizers.bert_finetuning,
-        )
-    }
-    assert found == {
-        "gpt1_pretraining": (2.5e-4, 2000, 1e-8, "gpt1_cosine", "gpt1"),
-        "gpt1_finetuning": (6.25e-5, 200, 1e-8, "gpt1_linear", "gpt1"),
-        "bert_pretraining": (1e-4, 10_000, 1e-6, "bert_linear", "bert"),
-        "bert_finetuning": (5e-5, 10_000, 1e-6, "bert_linear", "bert"),
-    }

@@ -74,10 +74,10 @@ class Run:
         self.mesh, self.batch = train.make_mesh(config), random_batch(config)
         model = models.build(config.model.to_dict(), "float32")
         terms = train.LOSS_TERMS[config.objective.name](model, 1)
-        tx, self.plan = train.plan_state(config, model, self.batch, self.mesh)
+        groups, tx, self.plan = train.plan_state(config, model, self.batch, self.mesh)
         terms = parallel.gathering(terms, self.plan.params, self.mesh)
         self.program = train.compile_train_step(
-            config, terms, tx, self.plan, self.batch, self.mesh
+            config, terms, groups, tx, self.plan, self.batch, self.mesh
         )
         places = parallel.places(self.plan.params)
         params = train.init_params(model, self.batch, 0, places)
