@@ -121,9 +121,9 @@ def describe(batch: Batch, tokenizer: Tokenizer, rows: int) -> str:
             f"{segment_ids.max()} document(s), "
             f"{np.count_nonzero(example['weights'])} predicted"
         )
-        if "next_sentence" in example:
-            label = "random (1)" if example["next_sentence"] else "is next (0)"
-            lines.append(f"  next sentence: {label}")
+        for name, array in example.items():
+            if not array.ndim and not name.endswith("weights"):  # of the whole row
+                lines.append(f"  {name.replace('_', ' ')}: {array}")
         notes = _notes(example, tokenizer)
         for segment in range(1, segment_ids.max() + 1):
             places = np.flatnonzero(segment_ids == segment)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import configs
 from data import corpora, shards, tokenizers
 from data.corpora import Corpus
 from data.shards import THIS_PROCESS, Workers
 from data.tokenizers import Tokenizer
+from errors import UserError
 from pretraining import check_tokenizer, way_of
 
 
@@ -47,12 +47,19 @@ def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
     """The one of `data.tokenizer.path` or of `init_from`, else one trained on the text.
 
     A trained one is cached by the hash of its settings and of the corpus.
+
+    Raises:
+      UserError: `init_from` is no run; see `data/tokenizers.py`.
     """
     settings = config.data.tokenizer.to_dict()
     path = settings.pop("path")
     if not path and config.init_from:
-        configs.read_config(Path(config.init_from))  # a run folder, or says that not
         path = config.init_from
+        if not (Path(path) / "config.json").exists():
+            raise UserError(
+                f"init_from={path!r} is not a run folder (it has no config.json): give "
+                "the --workdir of a run, or '' to begin anew"
+            )
     if path:
         return tokenizers.load(path)
     settings["special_tokens"] = way_of(config.objective.name).special_tokens

@@ -19,6 +19,7 @@ from data import corpora, shards, tokenizers, windows
 from errors import UserError
 from pretraining import PRETRAININGS, check_model, check_tokenizer, way_of
 from pretraining.causal_lm import CausalLmExamples
+from pretraining.corpus import load_or_train_tokenizer
 from pretraining.next_sentence import sentence_chunks, truncated_pair
 
 ROOT = Path(__file__).parents[1]
@@ -611,7 +612,8 @@ def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_exampl
     ]
     batches = windows.training_batches(all_examples["pairs"], batch_size=4, seed=0)
     text = windows.describe(batches[0], tokenizer, 4)
-    assert text.count("next sentence: ") == 4
+    labels = [int(label) for label in batches[0]["next_sentence"]]
+    assert re.findall(r"  next sentence: (\d)\n", text) == [*map(str, labels)]
     assert " -> " in text
 
 
@@ -810,6 +812,14 @@ def test_models_that_can_be_trained_in_a_way():
     check_model("masked_lm", BERT_MODEL | {"next_sentence_head": False})
     check_model("masked_lm", BERT_MODEL)
     check_model("next_sentence", BERT_MODEL)
+
+
+def test_init_from_what_is_no_run(tmp_path):
+    config = config_of("causal_lm")
+    config.init_from = str(tmp_path)
+    config.data.tokenizer = {"path": ""}
+    with pytest.raises(UserError, match=r"init_from='.*' is not a run folder"):
+        load_or_train_tokenizer(config, corpora.Corpus("python_docs", "text", "file"))
 
 
 def test_unknown_ways_are_refused_with_those_there_are():

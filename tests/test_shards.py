@@ -249,19 +249,6 @@ def test_processes_write_the_same_bytes(tmp_path, tokenizer, monkeypatch):
         workers.submit(die, 3).result()
 
 
-def test_processes_that_write_import_no_jax():
-    """They import prepare.py again, and jax takes a second and threads of its own."""
-    script = "import sys, prepare; print({'jax', 'grain'} & sys.modules.keys())"
-    printed = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    ).stdout
-    assert printed == "set()\n"
-
-
 def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
     """Two nodes of one core each, and what a failing and a dying task say."""
     cluster_utils = pytest.importorskip(
