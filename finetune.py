@@ -518,7 +518,10 @@ def write_results(
     for split in tuning.splits.records:
         if split == "train":
             continue
-        values, predicted = measure(tuning, split, job, params, stop)
+        programs = runs.compile_evaluation(job, tuning.feed(split))
+        values, predicted = measure(
+            tuning, split, job.plan.mesh, programs, params, stop
+        )
         if values is None:  # told to stop
             return
         target = workdir / f"predictions_{split}.jsonl"

@@ -281,9 +281,7 @@ def measure(
     totals = loop.sum_terms(terms)
     means = step.term_means(totals)
     values = {name: float(value) for name, value in means.items()}
-    language_model = values[f"{next(iter(terms[0]))}_loss"]
-    way = way_of(config.objective.name)
-    return values | way.evaluation(language_model, data.heldout)
+    return values | way_of(config.objective.name).evaluation(values, data.heldout)
 
 
 # Recording, reporting.

@@ -4,7 +4,7 @@ Source: Radford et al. 2018, section 3.1.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,9 @@ def loss_terms(model: Any, logit_chunks: int) -> Callable:
     return terms
 
 
-def evaluation(loss: float, heldout: Shards) -> dict[str, float]:
+def evaluation(means: Mapping[str, float], heldout: Shards) -> dict[str, float]:
     """Perplexity, and bits for a byte of the text whatever its tokens are."""
+    loss = means["causal_lm_loss"]
     # Every token is predicted but the first of a document, which its frame adds.
     predicted = heldout.num_tokens - (len(heldout.documents) - 1)
     bytes_per_token = heldout.text_bytes / predicted

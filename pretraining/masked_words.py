@@ -1,5 +1,6 @@
 """What the ways that mask words share: settings of masks, and what must fit them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,8 +33,8 @@ def line(split: Shards, tokenizer: Tokenizer) -> Line:
     return unigram_line(counts)
 
 
-def evaluation(loss: float, _: Shards) -> dict[str, float]:
-    return {"perplexity": perplexity(loss)}
+def evaluation(means: Mapping[str, float], _: Shards) -> dict[str, float]:
+    return {"perplexity": perplexity(means["masked_lm_loss"])}
 
 
 def tiny(objective: Objective, sequence_length: int) -> dict[str, Any]:

@@ -34,12 +34,11 @@ class Pretraining:
         examples: (objective, split, tokenizer, sequence_length) -> by index.
         outputs: of a model, all of which it needs.
         sees: what a position of the model must see, "left" or "both" sides.
-        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms; the
-            first one is the language model's.
+        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
         predicted: (objective, sequence_length) -> positions of a row at most.
         line: (split, tokenizer) -> the line to beat.
-        evaluation: (mean loss of the language model, held-out split) -> what else is
-            told of an evaluation.
+        evaluation: (means of the terms, held-out split) -> what else is told of an
+            evaluation.
         commands: of predict.py that a run of it can do, beside embed.
         settings: of its `objective`, the name aside.
         rules: what must fit what.
@@ -55,7 +54,7 @@ class Pretraining:
     loss_terms: Callable[[Any, int], Callable]
     predicted: Callable[[Objective, int], int]
     line: Callable[[Shards, Tokenizer], Line]
-    evaluation: Callable[[float, Shards], dict[str, float]]
+    evaluation: Callable[[Mapping[str, float], Shards], dict[str, float]]
     commands: tuple[str, ...]
     settings: tuple[Setting, ...]
     rules: tuple[Rule, ...]

@@ -895,15 +895,16 @@ def test_evaluations(shards_of):
     """Two documents of 5 tokens with their ends: 3 of them are predicted."""
     heldout = shards_of(["a b", "c"], shards.Framing(None, SEP, False))
     assert (heldout.num_tokens, heldout.text_bytes) == (5, 4)
-    loss = np.log(8)
-    assert PRETRAININGS["causal_lm"].evaluation(loss, heldout) == {
+    means = {"causal_lm_loss": np.log(8), "masked_lm_loss": np.log(8)}
+    assert PRETRAININGS["causal_lm"].evaluation(means, heldout) == {
         "perplexity": pytest.approx(8),
         "bits_per_byte": pytest.approx(3 * 3 / 4),  # 3 tokens of 3 bits, 4 bytes
     }
     for way in ("masked_lm", "next_sentence"):
-        found = PRETRAININGS[way].evaluation(loss, heldout)
+        found = PRETRAININGS[way].evaluation(means, heldout)
         assert found == {"perplexity": pytest.approx(8)}
-        assert PRETRAININGS[way].evaluation(1e4, heldout) == {"perplexity": math.inf}
+        found = PRETRAININGS[way].evaluation({"masked_lm_loss": 1e4}, heldout)
+        assert found == {"perplexity": math.inf}
 
 
 def test_batches_that_do_not_divide_over_hosts(all_examples):

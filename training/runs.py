@@ -86,11 +86,16 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled update and the compiled evaluation of a batch."""
+    """The compiled update, where there is one, and the evaluation of a batch."""
 
-    train_step: Any
+    train_step: Any | None
     eval_step: Any
     micro_batches: int
+
+    def named(self) -> dict[str, Any]:
+        """Those that are there, by what they are called where their cost is told."""
+        both = {"an update": self.train_step, "an evaluation": self.eval_step}
+        return {name: program for name, program in both.items() if program is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,23 +233,64 @@ def make_plan(
 def compile_programs(job: Job) -> Programs:
     """The update and the evaluation, for states as planned and such batches.
 
-    With `run.micro_batches` 0 both are cut into as few parts as fit the memory.
+    Raises:
+      UserError: as `in_parts_that_fit`; a mesh that pmap cannot have.
+    """
+    plan, mesh = job.plan, job.plan.mesh
+    axis = parallel.mapped_axis(job.run.parallel, mesh)
+
+    def compiled(micro_batches: int) -> Programs:
+        update = step.make_train_step(
+            plan.loss_terms,
+            plan.optimizer,
+            plan.schedule,
+            micro_batches=micro_batches,
+            axis=axis,
+        )
+        batch = job.train.planned(mesh, micro_batches)
+        return Programs(
+            parallel.compile_train_step(update, plan.state, batch, mesh, axis),
+            evaluation(job, job.held_out, micro_batches),
+            micro_batches,
+        )
+
+    return in_parts_that_fit(job, compiled)
+
+
+def compile_evaluation(job: Job, feed: Feed) -> Programs:
+    """The evaluation of another feed alone."""
+    return in_parts_that_fit(job, lambda n: Programs(None, evaluation(job, feed, n), n))
+
+
+def evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
+    """The evaluation of a batch, compiled."""
+    mesh = job.plan.mesh
+    return parallel.compile_eval_step(
+        step.make_eval_step(job.evaluate, micro_batches),
+        job.plan.state.params,
+        feed.planned(mesh, micro_batches),
+        mesh,
+    )
+
+
+def in_parts_that_fit(job: Job, compiled: Callable[[int], Programs]) -> Programs:
+    """`compiled(micro_batches)` for those of `run`, or with 0 for as few as fit.
 
     Raises:
-      UserError: not even one row at a time fits; a mesh that pmap cannot have.
+      UserError: not even one row at a time fits.
     """
     asked = job.run.micro_batches
     counts = [asked] if asked else micro_batch_counts(job)
     for micro_batches in counts:
         try:
-            programs = compile_parts(job, micro_batches)
+            programs = compiled(micro_batches)
         except jax.errors.JaxRuntimeError as error:  # a TPU's compiler sees it first
             if not costs.is_out_of_memory(error) or micro_batches == counts[-1]:
                 raise
             continue
         if asked:
             return programs
-        needs = [costs.step_cost(program) for program in programs_of(programs).values()]
+        needs = [costs.step_cost(program) for program in programs.named().values()]
         largest = max(needs, key=lambda cost: cost.total)
         if largest.total <= costs.USABLE_SHARE * costs.device_memory():
             print(f"micro-batches: {micro_batches}")
@@ -262,47 +308,11 @@ def micro_batch_counts(job: Job) -> list[int]:
     return [count for count in range(1, rows + 1) if rows % count == 0]
 
 
-def compile_parts(job: Job, micro_batches: int) -> Programs:
-    """Both programs for batches in so many parts."""
-    plan, mesh = job.plan, job.plan.mesh
-    axis = parallel.mapped_axis(job.run.parallel, mesh)
-    update = step.make_train_step(
-        plan.loss_terms,
-        plan.optimizer,
-        plan.schedule,
-        micro_batches=micro_batches,
-        axis=axis,
-    )
-
-    batch = job.train.planned(mesh, micro_batches)
-    return Programs(
-        parallel.compile_train_step(update, plan.state, batch, mesh, axis),
-        compile_evaluation(job, job.held_out, micro_batches),
-        micro_batches,
-    )
-
-
-def compile_evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
-    """The evaluation of the batches of a feed."""
-    mesh = job.plan.mesh
-    return parallel.compile_eval_step(
-        step.make_eval_step(job.evaluate, micro_batches),
-        job.plan.state.params,
-        feed.planned(mesh, micro_batches),
-        mesh,
-    )
-
-
-def programs_of(programs: Programs) -> dict[str, Any]:
-    """The programs by what they are called where their cost is told."""
-    return {"training step": programs.train_step, "evaluation": programs.eval_step}
-
-
 def dry_run(job: Job) -> str:
     """What the programs cost, in words; no state is made."""
     return "\n".join(
         f"{name}: {costs.describe(costs.step_cost(program))}"
-        for name, program in programs_of(compile_programs(job)).items()
+        for name, program in compile_programs(job).named().items()
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+import models
 from errors import UserError
 from models.transformer import logits
 from use.run import Run
@@ -17,10 +18,10 @@ def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]
       UserError: the run cannot do it, no mask in the text, or a text that is too long.
     """
     run.check("fill_mask")
-    if "masked_lm" not in run.family.outputs or not run.config.model.masked_lm_head:
+    if "masked_lm" not in models.outputs_of(run.config.model):
         raise UserError(
-            f"fill_mask needs a masked LM head, and the model of {run.folder} has none "
-            "(model.masked_lm_head is False): fine-tune it, or use predict.py embed"
+            f"fill_mask needs a masked LM head, and the model of {run.folder} has "
+            "none: fine-tune it, or use predict.py embed"
         )
     ids, masked = encode_masked(run, text)
     found = []

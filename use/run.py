@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from models import heads
 from models.family import Family
 from pretraining import PRETRAININGS
 from pretraining.record import Pretraining
-from tasks import KINDS
+from tasks import KINDS, splits
 from tasks.encoding import Task
 from tasks.record import Kind
 from training.checkpoints import load_params
@@ -28,19 +27,15 @@ PRETRAINED_PRECISION = "float32"  # whatever it was trained in
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """What a run folder holds; weights are read when they are asked for.
 
     Attributes:
-        params: of the best held-out evaluation.
-        step: of these parameters.
         task, labels: what it was fine-tuned for; None and () where it was not.
     """
 
     folder: Path
     config: ConfigDict
     tokenizer: Tokenizer
-    params: Any
-    step: int
     task: Task | None
     labels: tuple[str, ...]
 
@@ -50,12 +45,12 @@ class Run:
 
     @property
     def way(self) -> Pretraining:
-        """Of a run of train.py."""
+        """Of a run that was pre-trained."""
         return PRETRAININGS[self.config.objective.name]
 
     @property
     def kind(self) -> Kind:
-        """Of a run of finetune.py."""
+        """Of a run that was fine-tuned."""
         assert self.task is not None
         return KINDS[self.task.kind]
 
@@ -66,8 +61,16 @@ class Run:
         return (*own, "embed")
 
     @functools.cached_property
+    def params(self) -> Any:
+        """The best weights, on a device."""
+        params, _ = load_params(self.folder)
+        if self.config.model.precision == "float32":  # on every device, as trained
+            jax.config.update("jax_default_matmul_precision", "highest")
+        return jax.device_put(models.fill_vocabulary(params, self.config.model))
+
+    @functools.cached_property
     def model(self) -> models.Model:
-        """The whole model, with all its heads."""
+        """With all that it can predict, or the head of its task."""
         fields = self.config.model.to_dict()
         if self.task is None:
             return models.build(fields | {"precision": PRETRAINED_PRECISION})
@@ -88,42 +91,26 @@ class Run:
         """Raises UserError where a command of predict.py is not for this run."""
         if command in self.commands:
             return
-        was = f"trained with objective.name={self.config.objective.get('name')!r}"
-        if self.task is not None:
-            was = f"fine-tuned for {self.task.kind}"
+        if self.task is None:
+            was = f"was trained with objective.name={self.config.objective.name!r}"
+        else:
+            was = f"was fine-tuned for {self.task.kind}"
         raise UserError(
-            f"{command} is not for {self.folder}, which was {was}: use predict.py "
+            f"{command} is not for {self.folder}, which {was}: use predict.py "
             f"{' or '.join(self.commands)}, or another run"
         )
 
 
 def open_run(folder: str | Path) -> Run:
-    """A run of train.py, finetune.py or convert.py, with its best weights.
+    """A run of train.py, finetune.py or convert.py.
 
     Raises:
-      UserError: no such run, or one without a checkpoint.
+      UserError: no such run, or one of what is not known here.
     """
     folder = Path(folder)
     config = configs.read_config(folder)
     task, labels = None, ()
-    if (folder / "task.json").exists():
-        task, labels = read_task(folder)
-    params, step = load_params(folder)
-    if config.model.precision == "float32":  # as it was trained, on every device
-        jax.config.update("jax_default_matmul_precision", "highest")
-    return Run(
-        folder,
-        config,
-        tokenizers.load(str(folder)),
-        jax.device_put(params),
-        step,
-        task,
-        labels,
-    )
-
-
-def read_task(folder: Path) -> tuple[Task, tuple[str, ...]]:
-    """The task of a run of finetune.py, and its labels in the order of their ids."""
-    spec = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    labels = tuple(spec["labels"])
-    return Task.of(spec | {"labels": labels}), labels
+    if splits.is_task_run(folder):
+        kind, labels = splits.load_task(folder)
+        task = splits.make_task(config, KINDS[kind])
+    return Run(folder, config, tokenizers.load(str(folder)), task, labels)

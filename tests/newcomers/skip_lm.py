@@ -46,7 +46,7 @@ PRETRAINING = Pretraining(
     loss_terms=loss_terms,
     predicted=lambda _, length: length,
     line=lambda split, _: unigram_line(split.unigram_counts),
-    evaluation=lambda loss, _: {"perplexity": perplexity(loss)},
+    evaluation=lambda means, _: {"perplexity": perplexity(means["skip_lm_loss"])},
     commands=(),
     settings=(Setting("objective.skip", int, "How far ahead.", at_least=1),),
     rules=(long_enough,),
