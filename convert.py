@@ -114,7 +114,7 @@ def import_model(source: str, workdir: Path) -> None:
     checkpoints = Checkpoints(workdir)
     uncopied = {path: array.view(Unchanging) for path, array in params.items()}
     state = TrainState(np.zeros((), np.int32), unflatten_dict(uncopied, sep="/"), ())
-    checkpoints.save(state, None)
+    checkpoints.save(state)
     checkpoints.wait()
     checkpoints.close()
     config = make_config(given, fields, labels, workdir)

@@ -48,6 +48,7 @@ from objectives.span import span
 from train import device_batches, record_environment, start_jax
 from training import costs, loop, parallel, step
 from training.checkpoints import Checkpoints, has_checkpoint, load_params, take_weights
+from training.lock import one_writer
 from training.metrics import MetricsWriter, draw_curves, read_metrics
 from training.optimizers import (
     Groups,
@@ -94,8 +95,12 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
     """Starts or resumes the run in `workdir`; returns the exit status."""
     check_settings(config)
     start_jax(config.run.precision)
-    mesh = parallel.make_mesh(**config.run.mesh)
+    with one_writer(workdir):
+        return finetune_alone(config, workdir)
 
+
+def finetune_alone(config: ConfigDict, workdir: Path) -> int:
+    mesh = parallel.make_mesh(**config.run.mesh)
     task = make_task(config)
     splits, labels = parallel.first_alone(lambda: read_splits(config, task))
     origin = read_origin(config, task, splits["train"], workdir)
@@ -120,17 +125,18 @@ def finetune(config: ConfigDict, workdir: Path) -> int:
     schedule = schedule_settings(config.optim, total_steps)
     optimizer = train.build_optimizer(shapes, config.optim, groups, schedule)
     plan = parallel.plan_state(shapes, optimizer, models.PLACEMENT, mesh)
-    params = start_params(
-        config, task, origin, data.labels, model, batches[0], plan.params
-    )
-    state = parallel.start_state(params, optimizer, plan)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(plan)
+    else:
+        params = start_params(
+            config, task, origin, data.labels, model, batches[0], plan.params
+        )
+        state = parallel.start_state(params, optimizer, plan)
 
     if parallel.is_first():
         record_run(config, workdir, task, origin, data)
     table = record_groups(workdir, plan.params, groups, schedule, config.optim)
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state)
     first, floor = int(state.step), uninformed_loss(data.examples["train"])
     if first < total_steps:
         print(table)

@@ -43,10 +43,10 @@ from training import costs, loop, parallel, step
 from training.checkpoints import (
     PRETRAINING_HEADS,
     Checkpoints,
-    has_checkpoint,
     load_params,
     take_weights,
 )
+from training.lock import one_writer
 from training.metrics import MetricsWriter, draw_curves, perplexity, read_metrics
 from training.optimizers import (
     Groups,
@@ -89,8 +89,13 @@ def main(argv: list[str]) -> int:
 
 def train(config: ConfigDict, workdir: Path) -> int:
     """Starts or resumes the run in `workdir`; returns the exit status."""
-    configs.check_run_folder(workdir, config)
     start_jax(config.run.precision)
+    with one_writer(workdir):
+        return train_alone(config, workdir)
+
+
+def train_alone(config: ConfigDict, workdir: Path) -> int:
+    configs.check_run_folder(workdir, config)
     mesh = make_mesh(config)
     data = open_data(config, mesh)
     batch = data.batches[0]
@@ -100,16 +105,17 @@ def train(config: ConfigDict, workdir: Path) -> int:
     optimizer, plan = plan_state(config, model, batch, mesh)
     loss_terms = parallel.gathering(loss_terms, plan.params, mesh)
     train_step = compile_train_step(config, loss_terms, optimizer, plan, batch, mesh)
-    params = start_params(config, model, batch, workdir, plan.params)
-    state = parallel.start_state(params, optimizer, plan)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(plan)
+    else:
+        params = start_params(config, model, batch, plan.params)
+        state = parallel.start_state(params, optimizer, plan)
 
     if parallel.is_first():
         configs.write_run_folder(workdir, config)
         record_origin(workdir, data)
         record_groups(workdir, plan.params, config.optim)
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state)
     first = int(state.step)
     entropy = unigram_entropy(data.train, data.tokenizer, config.objective.name)
     describe_start(config, state, mesh, data, first, entropy)
@@ -498,12 +504,10 @@ def build_optimizer(
     )
 
 
-def start_params(
-    config: ConfigDict, model: Any, batch: dict, workdir: Path, plan: Any
-) -> Any:
-    """Fresh parameters, or the weights of `init_from` where a new run names one."""
+def start_params(config: ConfigDict, model: Any, batch: dict, plan: Any) -> Any:
+    """Fresh parameters, or the weights of `init_from` where the run names one."""
     params = init_params(model, batch, config.seed, parallel.places(plan))
-    if not config.init_from or has_checkpoint(workdir):
+    if not config.init_from:
         return params
     source, at = load_params(Path(config.init_from))
     params, taken = take_weights(params, source, (PRETRAINING_HEADS,), config.init_from)

@@ -1,5 +1,12 @@
-"""Checkpoints: orbax, asynchronous, atomic; the last two and the best are kept."""
+"""Checkpoints: orbax, asynchronous, atomic; the last two, and the best weights.
 
+checkpoints/STEP/state   all that a run carries, to resume from
+best/STEP/state          the parameters alone, with the lowest criterion of the run
+best/STEP/metrics        that criterion
+"""
+
+import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +16,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from errors import UserError
 from training.optimizers import parameter_paths
@@ -20,112 +26,200 @@ logging.set_verbosity(logging.ERROR)  # orbax warns at each save of what is no f
 # What pre-training has and a task may not need.
 PRETRAINING_HEADS = r"(masked_lm|next_sentence|pooler)/.*"
 MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
-
-
-def _held_out_loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
+TABLE_MULTIPLE = 128  # rows that tables are filled up to; older runs' are not
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run; a checkpoint is named by its step."""
+    """What a run saves in its folder. Opening it removes what a killed save left, so
+    only the writer of the folder may (`training.lock`).
+
+    Attributes:
+      best_value: the criterion of the best weights; infinite where there are none.
+    """
 
     def __init__(self, run_folder: Path):
-        self._manager = ocp.CheckpointManager(
-            (run_folder / "checkpoints").resolve(),
-            item_names=("state",),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_held_out_loss,
-                best_mode="min",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [
-                        preservation_policy.LatestN(2),
-                        preservation_policy.BestN(
-                            get_metric_fn=_held_out_loss,
-                            reverse=True,
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
-            ),
+        folder = run_folder.resolve()
+        self._folder = folder / "checkpoints"
+        self._states = _manager(self._folder, max_to_keep=2)
+        self._best = _manager(
+            folder / "best",
+            max_to_keep=1,
+            best_fn=lambda metrics: metrics["criterion"],
+            best_mode="min",
         )
+        self.best_value = min(_values(folder / "best").values(), default=math.inf)
+        earlier = _values(self._folder)
+        if earlier and self.best_value == math.inf:
+            # A run of before, with its best among the checkpoints.
+            params, step = load_params(folder)
+            self.keep_best(params, step, earlier[step])
+            self.wait()
 
-    def save(self, state: TrainState, loss: float | None) -> None:
-        """Starts to save `state`; `loss` is its held-out loss, where it is known."""
+    def save(self, state: TrainState) -> None:
+        """Starts to save `state`, unless its step is there."""
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._states.all_steps():
             return
         self._check_space(state)
-        self._manager.save(
+        self._states.save(step, args=_arguments(state))
+
+    def keep_best(self, params: Any, step: int, value: float) -> None:
+        """Starts to save `params` where `value`, the criterion, is a new lowest one."""
+        if not value < self.best_value:  # NaN is not
+            return
+        self.best_value = value
+        if step in self._best.all_steps():
+            return
+        self._check_space(params)
+        self._best.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state)),
-            metrics=None if loss is None else {"loss": loss},
+            args=_arguments({"params": params}),
+            metrics={"criterion": value},
+            force=True,  # a resumed run can be before the step of its best
         )
 
-    def _check_space(self, state: TrainState) -> None:
+    def _check_space(self, tree: Any) -> None:
         """Raises UserError where a checkpoint would fill the disk half-way through."""
         self.wait()
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN_BYTES
-        free = shutil.disk_usage(self._manager.directory).free
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + MARGIN_BYTES
+        free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
-                f"the disk of {self._manager.directory} is full: a checkpoint takes "
+                f"the disk of {self._folder} is full: a checkpoint takes "
                 f"{needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free. Free some space "
                 f"and run the same line again: it goes on after step "
                 f"{self.latest_step() or 0}"
             )
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        return self._states.latest_step()
 
-    def is_evaluated(self, step: int) -> bool:
-        """Whether the held-out loss of the checkpoint of this step is known."""
-        return self._manager.metrics(step) is not None
+    def restore(self, plan: TrainState) -> TrainState:
+        """The latest state, where `plan` has it: shapes, types and shardings.
 
-    def best_step(self) -> int | None:
-        """The step with the lowest held-out loss, else the latest one."""
-        return self._manager.best_step() or self._manager.latest_step()
+        Tables that have been filled up since get rows of zeros.
 
-    def restore(self, state: TrainState) -> TrainState:
-        """The latest state, placed on devices as `state` is."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        restored = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+        Raises:
+          UserError: names the arrays that differ in more than that.
+        """
+        path = self._folder / str(self.latest_step()) / "state"
+        reader = ocp.PyTreeCheckpointer()
+        _check_shapes(reader.metadata(path).item_metadata.tree, plan, path)
+        arguments = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding,
+                global_shape=leaf.shape,
+                dtype=leaf.dtype,
+                strict=False,  # appends zeros
+            ),
+            plan,
         )
-        return restored["state"]
+        return reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=plan,
+                restore_args=arguments,
+                partial_restore=True,  # a field that is None was not always there
+            ),
+        )
 
     def wait(self) -> None:
         """Blocks until everything is on disk; raises what a save in flight raised."""
-        self._manager.wait_until_finished()
+        self._states.wait_until_finished()
+        self._best.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        self._states.close()
+        self._best.close()
+
+
+def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder,
+        item_names=("state",),
+        options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options),
+    )
+
+
+def _arguments(tree: Any) -> ocp.args.Composite:
+    return ocp.args.Composite(state=ocp.args.StandardSave(tree))
+
+
+def _check_shapes(saved: Any, plan: Any, path: Path) -> None:
+    """Raises UserError where arrays are missing, too many or of another shape."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        names = jax.tree.leaves(parameter_paths(tree))
+        return {n: x.shape for n, x in zip(names, jax.tree.leaves(tree), strict=True)}
+
+    there, here = shapes(saved), shapes(plan)
+    wrong = [
+        f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in here | there
+        if name not in there
+        or name not in here
+        or here[name] not in (there[name], _filled_up(there[name]))
+    ]
+    if wrong:
+        raise UserError(
+            f"the checkpoint {path.parent} does not fit: {'; '.join(wrong[:5])} "
+            f"({len(wrong)} differ): use the model and the optimizer it was saved from"
+        )
+
+
+def _filled_up(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with its first axis a multiple of `TABLE_MULTIPLE`."""
+    return (
+        tuple(-(-n // TABLE_MULTIPLE) * TABLE_MULTIPLE for n in shape[:1]) + shape[1:]
+    )
+
+
+def _values(folder: Path) -> dict[int, float]:
+    """Of each checkpoint in the folder its step and what it was saved with, a number;
+    those saved without one are left out."""
+    found = {}
+    for path in folder.glob("*/metrics/metrics"):
+        step = path.parts[-3]
+        if step.isdecimal():
+            (value,) = json.loads(path.read_text()).values()
+            found[int(step)] = value
+    return {step: value for step, value in found.items() if not math.isnan(value)}
+
+
+def _steps(run_folder: Path) -> list[int]:
+    """The steps of the states that can be resumed from."""
+    names = (path.name for path in (run_folder / "checkpoints").glob("*"))
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def has_checkpoint(run_folder: Path) -> bool:
     """Whether there is a state to resume from."""
-    folder = run_folder / "checkpoints"
-    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+    return bool(_steps(run_folder))
 
 
 def load_params(run_folder: Path) -> tuple[Any, int]:
     """The parameters of a run as NumPy arrays, and their step, on any machine.
 
-    They are the ones with the lowest held-out loss.
+    They are the ones with the lowest criterion; where nothing was evaluated, the
+    latest.
 
     Raises:
       UserError: there is no checkpoint.
     """
-    checkpoints = run_folder.resolve() / "checkpoints"
-    step = Checkpoints(run_folder).best_step() if checkpoints.is_dir() else None
-    if step is None:
+    run_folder = run_folder.resolve()
+    folder, values = run_folder / "best", _values(run_folder / "best")
+    if not values:
+        folder = run_folder / "checkpoints"
+        values = _values(folder)  # of runs of before, which had no best/
+    steps = _steps(run_folder)
+    if not values and not steps:
         raise UserError(
-            f"no checkpoint in {checkpoints}: give the run folder of train.py "
+            f"no checkpoint in {folder}: give the run folder of train.py "
             "(--workdir), after its first checkpoint"
         )
+    step = min(values, key=values.__getitem__) if values else max(steps)
     reader = ocp.PyTreeCheckpointer()
-    path = checkpoints / str(step) / "state"
+    path = folder / str(step) / "state"
     saved = reader.metadata(path).item_metadata.tree
     wanted = {"params": saved["params"]}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

@@ -18,16 +18,21 @@ from training.metrics import MetricsWriter
 from training.parallel import Agreement
 from training.step import Term, TrainState
 
+REPEAT_SECONDS = 2.0  # within which a signal is one that was sent to several
+
 
 class StopSignal:
     """Within it, a first SIGTERM or Ctrl-C only sets `received`; a second one acts.
 
+    What comes within `REPEAT_SECONDS` is the first one again: a signal to a process
+    group reaches this process, and its launcher (`uv run`, `timeout`) passes it on.
     Of several processes each keeps what it noticed until all `agree`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._noticed = 0
+        self._waits = False
         self._agreement = Agreement()
 
     def __enter__(self) -> "StopSignal":
@@ -42,14 +47,23 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: object) -> None:
-        self._noticed = number
+        if self._waits:
+            return
+        if self._noticed:
+            self.__exit__()
+            signal.raise_signal(number)
+            return
+        self._noticed, self._waits = number, True
         if jax.process_count() == 1:
             self.received = number
-        signal.signal(number, self._previous[number])
         tqdm.write(
             f"{signal.Signals(number).name}: saving, then leaving (again: at once)",
             file=sys.stderr,
         )
+        # Asleep, since Python would notice a repeat only after what computes or saves,
+        # and then too late to tell it from a second wish.
+        time.sleep(REPEAT_SECONDS)
+        self._waits = False
 
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes; sets `received` where any has noticed a signal.
@@ -90,10 +104,11 @@ def fit(
 
     `batches` starts at `state.step`. The metrics of an update are fetched while the
     next one runs, and looked at before anything is saved, so that no checkpoint ever
-    holds a state after a loss that is not finite. The checkpoint whose evaluation has
-    the lowest `criterion` is kept. After `patience` evaluations in a row without a new
-    lowest one training stops early; 0 never does. `throughput(steps a second, batch)`
-    gives the measures of speed that are logged, "tokens_per_second" among them.
+    holds a state after a loss that is not finite. A state is saved before it is
+    evaluated; the weights with the lowest `criterion` are kept beside. After `patience`
+    evaluations in a row without a new lowest one training stops early; 0 never does.
+    `throughput(steps a second, batch)` gives the measures of speed that are logged,
+    "tokens_per_second" among them.
 
     Raises:
       UserError: the loss or the gradient norm is not finite.
@@ -103,7 +118,7 @@ def fit(
     bar = tqdm(total=total_steps, initial=step, unit="step", disable=None)
     timer = _Timer(step)
     last_save = time.monotonic()
-    history = [criterion(values) for values in writer.evaluations]
+    history = {at: criterion(values) for at, values in writer.evaluations.items()}
 
     def record() -> None:
         nonlocal pending
@@ -119,22 +134,25 @@ def fit(
             writer.write(at, {f"train/{k}": v for k, v in metrics.items()})
             show(bar, at, metrics, (total_steps - at) / steps_per_second)
 
-    def evaluate_and_write() -> float | None:
+    def evaluate_and_keep() -> None:
         values = evaluate(state.params)
         if values is None:
-            return None
-        writer.write(step, {f"eval/{k}": v for k, v in values.items()})
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-        bar.write(f"step {step}: held-out {shown}")
-        history.append(criterion(values))
-        return history[-1]
+            return
+        if step not in history:
+            writer.write(step, {f"eval/{k}": v for k, v in values.items()})
+        history[step] = criterion(values)
+        checkpoints.keep_best(state.params, step, history[step])
+        bar.write(
+            f"step {step}: held-out "
+            + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+        )
 
-    def evaluation_due() -> bool:
-        return step % eval_every_steps == 0 or step == total_steps
+    def due() -> bool:
+        return step > 0 and evaluation_due(step, total_steps, eval_every_steps)
 
-    # A signal can come between an update and its evaluation.
-    if step > 0 and evaluation_due() and not checkpoints.is_evaluated(step):
-        evaluate_and_write()
+    # A run can end between a step, its evaluation and the best weights on disk.
+    if due() and history.get(step, -math.inf) < checkpoints.best_value:
+        evaluate_and_keep()
     while step < total_steps and not (stop.received or is_exhausted(history, patience)):
         with timer.waiting():
             batch = next(batches)
@@ -144,15 +162,16 @@ def fit(
         record()
         pending = (step, metrics, batch)
         save_due = stop.agree(time.monotonic() - last_save > save_every_minutes * 60)
-        if not (evaluation_due() or save_due or stop.received):
+        if not (due() or save_due or stop.received):
             continue
         record()
         with timer.paused():
-            value = evaluate_and_write() if evaluation_due() else None
-            checkpoints.save(state, value)
+            checkpoints.save(state)
+            if due():
+                evaluate_and_keep()
             last_save = time.monotonic()
     bar.close()
-    checkpoints.save(state, None)
+    checkpoints.save(state)
     checkpoints.wait()
     return state
 
@@ -168,10 +187,19 @@ def show(bar: tqdm, step: int, metrics: dict[str, float], seconds_left: float) -
         )
 
 
-def is_exhausted(history: list[float], patience: int) -> bool:
-    """Whether the last `patience` evaluations brought no new lowest; never with 0."""
-    since_best = len(history) - 1 - int(np.argmin(history)) if history else 0
-    return 0 < patience <= since_best
+def evaluation_due(step: int, total_steps: int, every: int) -> bool:
+    """At the end, and at multiples of `every` that lie half of it before."""
+    left = total_steps - step
+    return left == 0 or (step % every == 0 and 2 * left >= every)
+
+
+def is_exhausted(history: dict[int, float], patience: int) -> bool:
+    """Whether the last `patience` evaluations brought no new lowest; never with 0.
+
+    `history` is step -> criterion, in order; NaN is no new lowest.
+    """
+    best = int(np.nanargmin([np.inf, *history.values()]))  # counted from 1
+    return 0 < patience <= len(history) - best
 
 
 def check_finite(

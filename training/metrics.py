@@ -15,7 +15,7 @@ class MetricsWriter:
     processes read what is there, and only the one with `writes` changes anything.
 
     Attributes:
-      evaluations: the values of the evaluations that stood there, in order.
+      evaluations: step -> the values of the evaluation that stood there, in order.
     """
 
     def __init__(self, folder: Path, step: int, *, writes: bool):
@@ -23,15 +23,15 @@ class MetricsWriter:
 
         path = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(path) if row["step"] <= step]
-        self.evaluations = [
-            {
+        self.evaluations = {
+            row["step"]: {
                 name.removeprefix("eval/"): value
                 for name, value in row.items()
                 if name.startswith("eval/")
             }
             for row in rows
             if "eval/loss" in row
-        ]
+        }
         if writes:
             partial = path.with_suffix(".partial")  # others may be reading it
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
