@@ -115,7 +115,7 @@ def import_model(source: str, workdir: Path) -> None:
     filled = models.fill_vocabulary(params, fields)
     uncopied = {path: array.view(Unchanging) for path, array in filled.items()}
     state = TrainState(np.zeros((), np.int32), unflatten_dict(uncopied, sep="/"), ())
-    checkpoints.save(state, None)
+    checkpoints.save(state)
     checkpoints.wait()
     checkpoints.close()
     config = make_config(given, fields, labels, workdir)

@@ -5,19 +5,24 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from flax import struct
+from jax.sharding import PartitionSpec
 
 from errors import UserError
-from training import loop
+from training import loop, parallel
 from training.checkpoints import Checkpoints, load_params
 from training.metrics import MetricsWriter, draw_curves, read_metrics
-from training.step import create_state, make_train_step
+from training.step import TrainState, create_state, make_train_step
 
 TX = optax.adam(0.1)
 
@@ -41,20 +46,30 @@ def batches(first, spoil=None, signal_at=None):
 def run(
     folder, total_steps=7, losses=None, eval_every_steps=3, patience=0, **disturbance
 ):
-    """One invocation: resumes what is in the folder; returns the state and signal."""
+    """One invocation: resumes what is in the folder; returns the state and signal.
+
+    During an evaluation whose loss is None a signal comes.
+    """
     checkpoints = Checkpoints(folder)
     state = create_state({"kernel": jnp.zeros(3)}, TX)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
     writer = MetricsWriter(folder, int(state.step), writes=True)
     losses = iter(losses or itertools.repeat(1.0))
+
+    def evaluate(_):
+        loss = next(losses)
+        if loss is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if stop.received else {"loss": loss}
+
     try:
         with loop.StopSignal() as stop:
             state = loop.fit(
                 state,
                 batches(int(state.step), **disturbance),
                 train_step=TRAIN_STEP,
-                evaluate=lambda _: None if stop.received else {"loss": next(losses)},
+                evaluate=evaluate,
                 checkpoints=checkpoints,
                 writer=writer,
                 key=jax.random.key(0),
@@ -75,8 +90,13 @@ def run(
     return state, stop.received
 
 
-def saved_steps(folder):
-    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+def saved_steps(folder, name="checkpoints"):
+    return sorted(int(path.name) for path in (folder / name).iterdir())
+
+
+def evaluations(folder):
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [(row["step"], row["eval/loss"]) for row in rows if "eval/loss" in row]
 
 
 def test_total_steps_are_that_many_updates(tmp_path):
@@ -131,6 +151,32 @@ def test_the_signal_handlers_are_put_back(tmp_path):
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
+def test_a_signal_that_is_repeated_at_once_is_one_wish():
+    """As `uv run` repeats it; the next one is a second wish."""
+    with loop.StopSignal() as stop:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.start()
+        os.kill(os.getpid(), signal.SIGINT)
+        again.join()
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_a_killed_save_left_is_removed_by_the_writer_alone(tmp_path):
+    run(tmp_path, total_steps=2)
+    left = [
+        tmp_path / name / "9.orbax-checkpoint-tmp" / "state"
+        for name in ("checkpoints", "best")
+    ]
+    for folder in left:
+        folder.mkdir(parents=True)
+    load_params(tmp_path)
+    assert all(folder.exists() for folder in left)
+    run(tmp_path, total_steps=3)
+    assert not any(folder.parent.exists() for folder in left)
+
+
 def test_a_loss_that_is_not_finite_stops_and_is_never_saved(tmp_path):
     with pytest.raises(UserError, match=r"step 5: loss=nan.*checkpoint is of step 4"):
         run(tmp_path, eval_every_steps=2, spoil=4)
@@ -148,10 +194,107 @@ def test_a_loss_that_is_not_finite_at_a_checkpoint_is_not_saved(tmp_path):
 
 def test_the_last_two_and_the_best_are_kept_over_a_resumption(tmp_path):
     run(tmp_path, total_steps=3, losses=[3.0, 1.0, 2.0], eval_every_steps=1)
-    assert saved_steps(tmp_path) == [2, 3]
     run(tmp_path, total_steps=6, losses=[4.0, 5.0, 6.0], eval_every_steps=1)
-    assert saved_steps(tmp_path) == [2, 5, 6]
+    assert saved_steps(tmp_path) == [5, 6]
+    assert saved_steps(tmp_path, "best") == [2]
+    params, step = load_params(tmp_path)
+    assert step == 2
+    state, _ = run(tmp_path / "two", total_steps=2)
+    np.testing.assert_array_equal(params["kernel"], state.params["kernel"])
+    run(tmp_path, total_steps=8, losses=[0.5, 7.0], eval_every_steps=1)
+    assert load_params(tmp_path)[1] == 7
+
+
+def test_a_signal_during_the_best_evaluation_loses_nothing(tmp_path):
+    _, received = run(tmp_path, losses=[3.0, None], eval_every_steps=1)
+    assert received == signal.SIGTERM
+    assert load_params(tmp_path)[1] == 1
+    run(tmp_path, 5, losses=[1.0, 2.0, 2.5, 4.0], eval_every_steps=1)
+    expected = [(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 4.0)]
+    assert evaluations(tmp_path) == expected
     assert load_params(tmp_path)[1] == 2
+
+
+def test_a_state_is_saved_before_it_is_evaluated(tmp_path):
+    def losses():
+        yield 3.0
+        raise RuntimeError("as with too little memory")
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path, losses=losses(), eval_every_steps=2)
+    assert saved_steps(tmp_path) == [2, 4]
+    run(tmp_path, 4, losses=[1.0], eval_every_steps=2)
+    assert evaluations(tmp_path) == [(2, 3.0), (4, 1.0)]
+    assert load_params(tmp_path)[1] == 4
+
+
+def test_best_weights_that_a_kill_lost_are_found_again(tmp_path, monkeypatch):
+    """The numbers of the evaluation are there, the weights are not."""
+    monkeypatch.setattr(Checkpoints, "keep_best", lambda *_: None)
+    run(tmp_path, 2, losses=[1.0], eval_every_steps=2)
+    monkeypatch.undo()
+    run(tmp_path, 4, losses=[1.0, 2.0], eval_every_steps=2)
+    assert evaluations(tmp_path) == [(2, 1.0), (4, 2.0)]
+    assert load_params(tmp_path)[1] == 2
+
+
+def test_a_run_of_before_keeps_its_best(tmp_path):
+    """It had the best among the checkpoints, with orbax's metrics."""
+    losses = {1: 1.0, 2: 2.0, 3: 3.0}
+    manager = ocp.CheckpointManager(
+        tmp_path / "checkpoints",
+        item_names=("state",),
+        options=ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["loss"]),
+    )
+    state, params = create_state({"kernel": jnp.zeros(3)}, TX), {}
+    lines = []
+    for step, loss in losses.items():
+        state, _ = TRAIN_STEP(state, next(batches(step - 1)), jax.random.key(0))
+        params[step] = state.params["kernel"]
+        saved = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        # A signal had come during the last evaluation, which was then repeated.
+        metrics = {"loss": loss} if step < 3 else None
+        manager.save(step, args=saved, metrics=metrics)
+        lines += [json.dumps({"step": step, "eval/loss": loss}) + "\n"]
+    manager.close()
+    (tmp_path / "metrics.jsonl").write_text("".join([*lines, lines[-1]]))
+
+    def check_best(step):
+        found, at = load_params(tmp_path)
+        assert at == step
+        np.testing.assert_array_equal(found["kernel"], params[step])
+
+    check_best(1)
+    run(tmp_path, 5, losses=[4.0, 5.0], eval_every_steps=1)
+    check_best(1)
+    assert saved_steps(tmp_path) == [4, 5]
+    run(tmp_path, 6, losses=[0.5], eval_every_steps=1)
+    assert load_params(tmp_path)[1] == 6
+
+
+def test_an_evaluation_that_is_no_number_is_never_the_best(tmp_path):
+    nan = float("nan")
+    run(tmp_path, 1, losses=[nan], eval_every_steps=1)
+    assert not saved_steps(tmp_path, "best")
+    assert load_params(tmp_path)[1] == 1  # there is no other
+    run(tmp_path, 4, losses=[2.0, nan, 3.0], eval_every_steps=1)
+    assert load_params(tmp_path)[1] == 2
+    assert not loop.is_exhausted({1: nan, 2: 2.0, 3: nan}, 2)
+    assert loop.is_exhausted({1: 2.0, 2: nan, 3: 3.0}, 2)
+    assert loop.is_exhausted({1: nan, 2: nan}, 2)
+    assert not loop.is_exhausted({}, 1)
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "every", "expected"),
+    [(28, 9, [9, 18, 28]), (28, 14, [14, 28]), (25, 10, [10, 20, 25]), (3, 5, [3])],
+)
+def test_the_last_two_evaluations_are_half_an_interval_apart(
+    total_steps, every, expected
+):
+    steps = range(1, total_steps + 1)
+    due = [step for step in steps if loop.evaluation_due(step, total_steps, every)]
+    assert due == expected
 
 
 def test_patience_stops_early_and_a_resumption_remembers(tmp_path):
@@ -163,6 +306,12 @@ def test_patience_stops_early_and_a_resumption_remembers(tmp_path):
     run(tmp_path / "b", 3, losses=losses[:3], eval_every_steps=1, patience=2)
     state, _ = run(tmp_path / "b", losses=losses[3:], eval_every_steps=1, patience=2)
     assert int(state.step) == 4  # one of the two was before
+    # An evaluation that stands there twice is one.
+    run(tmp_path / "c", 3, losses=losses[:3], eval_every_steps=1, patience=2)
+    path = tmp_path / "c" / "metrics.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    state, _ = run(tmp_path / "c", losses=losses[3:], eval_every_steps=1, patience=2)
+    assert int(state.step) == 4
 
 
 def test_a_disk_too_full_for_a_checkpoint_is_named_before_it_is_begun(
@@ -185,6 +334,75 @@ def test_parameters_load_as_numpy_and_equal_the_state(tmp_path):
     assert step == 2
     assert type(params["kernel"]) is np.ndarray
     np.testing.assert_array_equal(params["kernel"], state.params["kernel"])
+
+
+@struct.dataclass
+class Extended(TrainState):
+    """A state with a part that the states of before had not."""
+
+    extra: Any = None
+
+
+def save_table(folder, shape):
+    """Saves a state whose table counts from 1; returns it."""
+    table = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+    checkpoints = Checkpoints(folder)
+    state = create_state({"table": jnp.asarray(table), "bias": jnp.ones(shape[0])}, TX)
+    checkpoints.save(state)
+    checkpoints.close()
+    return state
+
+
+def table_plan(shape, devices):
+    shapes = {
+        "table": jax.ShapeDtypeStruct(shape, jnp.float32),
+        "bias": jax.ShapeDtypeStruct(shape[:1], jnp.float32),
+    }
+    mesh = parallel.make_mesh(1, fsdp=devices)
+    rules = [("table", PartitionSpec("fsdp"))]
+    return parallel.plan_state(shapes, TX, rules, mesh)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("rows", [300, 384])
+def test_a_state_is_read_to_where_it_is_planned(tmp_path, devices, rows):
+    """No other state is there; a table that is filled up since ends in zeros."""
+    saved = save_table(tmp_path, (300, 4))
+    plan = table_plan((rows, 4), devices) if rows > 300 else table_plan((300, 4), 1)
+    checkpoints = Checkpoints(tmp_path)
+    state = checkpoints.restore(plan)
+    checkpoints.close()
+    assert parallel.places(state) == parallel.places(plan)
+
+    def check(found, before):
+        np.testing.assert_array_equal(found[: len(before)], before)
+        assert not found[len(before) :].any()
+
+    jax.tree.map(check, *jax.device_get((state.params, saved.params)))
+    moments = [each.opt_state[0].mu for each in jax.device_get((state, saved))]
+    jax.tree.map(check, *moments)
+
+
+def test_a_state_of_before_lacks_what_is_none(tmp_path):
+    saved = save_table(tmp_path, (2, 3))
+    plan = table_plan((2, 3), 1)
+    checkpoints = Checkpoints(tmp_path)
+    plan = Extended(plan.step, plan.params, plan.opt_state)
+    state = checkpoints.restore(plan)
+    checkpoints.close()
+    assert state.extra is None
+    jax.tree.map(np.testing.assert_array_equal, state.params, saved.params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, saved.opt_state)
+
+
+@pytest.mark.parametrize("shape", [(300, 5), (512, 4), (299, 4), (310, 4)])
+def test_a_state_of_another_shape_is_named(tmp_path, shape):
+    save_table(tmp_path, (300, 4))
+    checkpoints = Checkpoints(tmp_path)
+    message = rf"params/table is \(300, 4\) there, \({shape[0]}, {shape[1]}\) here"
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(table_plan(shape, 1))
+    checkpoints.close()
 
 
 def test_no_checkpoint_is_the_users_mistake(tmp_path):

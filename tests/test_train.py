@@ -143,6 +143,57 @@ def test_killed_at_any_moment_and_resumed_is_the_undisturbed_run(folder):
         jax.tree.map(np.testing.assert_array_equal, again[0], params)
 
 
+def start(folder, workdir):
+    """The process of a run, in a group of its own, after some sixty steps."""
+    process = subprocess.Popen(
+        command(folder, workdir),
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while len(curve(workdir)) < 60:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_that_a_launcher_repeats_saves(folder, number):
+    workdir = folder / f"group_{number}"
+    process = start(folder, workdir)
+    os.killpg(process.pid, number)
+    time.sleep(0.03)
+    os.killpg(process.pid, number)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + number, output
+    assert "cannot schedule new futures" not in output
+    last = curve(workdir)[-1][0]
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved[-1] == last
+    assert f"stopped by {number.name} after step {last}" in output
+
+
+def test_the_same_line_twice_is_refused_and_the_first_goes_on(folder):
+    workdir = folder / "twice"
+    first = start(folder, workdir)
+    first.send_signal(signal.SIGSTOP)  # so that it is not done before the second begins
+    second = subprocess.run(
+        command(folder, workdir),
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2, second.stderr
+    assert f"{workdir} is being written by process {first.pid} on " in second.stderr
+    output = first.communicate()[0]
+    assert first.returncode == 0, output
+    assert [step for step, _ in curve(workdir)] == list(range(1, 301))
+
+
 def test_show_batch_prints_decoded_examples_and_trains_nothing(folder, capsys):
     assert train.show_batch(tiny("bert_base", folder)) == 0
     shown = capsys.readouterr().out
