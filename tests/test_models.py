@@ -16,8 +16,7 @@ from errors import UserError
 from models.attention import Mask
 from models.bert import Bert
 from models.gpt import Gpt
-from models.transformer import ACTIVATIONS, REMAT, Block, logits, padded_size
-from objectives.cross_entropy import weighted_cross_entropy
+from models.transformer import ACTIVATIONS, REMAT, Block, logits
 
 
 @pytest.fixture(autouse=True, scope="module")
