@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 
 import models
 from configs import gpt2
+from models.transformer import logits
 from objectives.cross_entropy import weighted_cross_entropy
-from pretraining import PRETRAININGS
-from training import costs
 
 ROOT = Path(__file__).parent.parent
 # Config -> label of the paper (and of the release), exact number of the released
@@ -67,27 +66,34 @@ def all_configs() -> Iterator[ConfigDict]:
 
 
 def sizes(config: ConfigDict) -> dict[str, int]:
-    """Parameters by path; layer_0 is traced alone and stands for all layers."""
-    model = models.build(config.model.to_dict() | {"num_layers": 1})
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    tree = jax.eval_shape(
-        lambda key: model.init(key, tokens, deterministic=True), jax.random.key(0)
-    )["params"]
+    """Parameters by path, without the rows that pad the vocabulary.
+
+    layer_0 is traced alone and stands for all layers.
+    """
+    fields = config.model.to_dict() | {"num_layers": 1}
+    batch = {"tokens": jnp.zeros((1, 2), jnp.int32)}
+
+    def init(key: Any, batch: Any) -> Any:
+        params = models.build(fields).init(key, batch)
+        return models.cut_vocabulary(flatten_dict(params, sep="/"), fields)
+
     layers = {"layer_0": config.model.num_layers}
-    flat = flatten_dict(tree, sep="/").items()
+    flat = jax.eval_shape(init, jax.random.key(0), batch).items()
     return {path: leaf.size * layers.get(path.split("/")[0], 1) for path, leaf in flat}
 
 
 def predictions(config: ConfigDict) -> int:
     """Positions of a row whose words are predicted."""
-    way = PRETRAININGS[config.objective.name]
-    return way.predicted(config.objective, config.data.sequence_length)
+    if config.objective.name == "masked_lm":
+        return config.objective.max_predictions
+    return config.data.sequence_length
 
 
 def forward_flops(config: ConfigDict) -> float:
     """Of a token."""
-    model, length = config.model.to_dict(), config.data.sequence_length
-    return costs.forward_flops(model, sizes(config), length, predictions(config))
+    fields, length = config.model.to_dict(), config.data.sequence_length
+    family = models.family_of(fields)
+    return family.forward_flops(fields, sizes(config), length, predictions(config))
 
 
 def saved_bytes(config: ConfigDict, num_layers: int, rows: int) -> int:
@@ -96,15 +102,15 @@ def saved_bytes(config: ConfigDict, num_layers: int, rows: int) -> int:
     model = models.build(fields)
     tokens = jnp.zeros((rows, config.data.sequence_length), jnp.int32)
     places = jnp.zeros((rows, predictions(config)), jnp.int32)
-    masked = {"predict_positions": places} if fields["family"] == "bert" else {}
+    batch = {"tokens": tokens, "predict_positions": places}
 
     def saved(key: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            inputs = {**masked, "rngs": {"dropout": key}}
-            out = model.apply(params, tokens, deterministic=False, **inputs)
-            return weighted_cross_entropy(out["logits"], places, places + 1.0)[0]
+            out = model.apply(params, batch, key)
+            scores = logits(out[config.objective.name])
+            return weighted_cross_entropy(scores, places, places + 1.0)[0]
 
-        return jax.vjp(loss, model.init(key, tokens, deterministic=True))[1]
+        return jax.vjp(loss, model.init(key, batch))[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(saved, jax.random.key(0)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -130,7 +136,7 @@ def size_row(config: ConfigDict) -> str:
 def run_row(config: ConfigDict) -> str:
     """Of the table of runs: training FLOPs counted here, by the source, as named."""
     tokens, rule, published = RUNS[config.name]
-    if "max_predictions" in config.objective:
+    if config.objective.name == "masked_lm":
         config.data.sequence_length, config.objective.max_predictions = 512, 80
     forward, count = forward_flops(config), sum(sizes(config).values())
     look_up = 2 * config.model.vocab_size * config.model.hidden_size

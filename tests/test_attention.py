@@ -125,11 +125,12 @@ def test_fused_attention_equals_plain(rows, causal):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_fused_attention_of_queries_that_continue_a_cache():
-    """As many queries as keys: still not the first ones."""
+@pytest.mark.parametrize("rows", [None, [[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0]]])
+def test_fused_attention_of_queries_that_continue_a_cache(rows):
     query, key, value = projections()
-    segments = jnp.ones((BATCH, LENGTH), jnp.int32)
-    mask = Mask(segments[:, :2], segments, jnp.int32(3), causal=True)
+    segments = jnp.array(rows) if rows else None
+    own = None if segments is None else segments[:, 3:5]
+    mask = Mask(own, segments, jnp.int32(3), causal=True)
     ours = fused_attention(query[:, :2], key, value, mask, "xla")
     plain = plain_attention(query[:, :2], key, value, mask, 0.0, None, None)
     np.testing.assert_allclose(ours, plain, atol=1e-5)
