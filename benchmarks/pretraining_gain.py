@@ -27,7 +27,7 @@ from typing import Any
 import finetune
 from data import labelled
 from data.labelled import Record
-from training.task_metrics import metrics_of
+from tasks import KINDS
 
 # Name -> config, stem of the files, ending, splits, further settings.
 SPLITS = ("train", "dev", "test")
@@ -168,7 +168,7 @@ def floor_of(config: Any, seed: int, floors: dict) -> dict[str, float]:
     gold = [record.fields[task.label_column] for record in test]
     predicted = floors[task.kind](task, train, test)
     predicted = [p | {"gold": g} for p, g in zip(predicted, gold, strict=True)]
-    return metrics_of(task.kind, predicted, labels)
+    return KINDS[task.kind].measure(predicted, labels)
 
 
 def texts_of(records: list[Record], columns: tuple[str, ...]) -> list[str]:

@@ -1,8 +1,11 @@
-"""The task of a config, and a split of its records encoded, as its kind says."""
+"""The task of a config or a run, and a split of its records encoded by its kind."""
 
+import dataclasses
 import functools
+import json
 import operator
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from data.labelled import Record
@@ -45,6 +48,25 @@ def make_task(config: Any, kind: Kind) -> Task:
         own=own,
         **columns,
     )
+
+
+def save_task(folder: Path, task: Task, labels: tuple[str, ...]) -> None:
+    """Writes task.json into a run folder: the task, with its labels by their ids."""
+    spec = dataclasses.asdict(task) | {"labels": labels}
+    text = json.dumps(spec, indent=2, ensure_ascii=False) + "\n"
+    (folder / "task.json").write_text(text, encoding="utf-8")
+
+
+def load_task(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The kind that a run was fine-tuned for, and its labels in the order of their ids;
+    the rest is in its config."""
+    spec = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    return spec["kind"], tuple(spec["labels"])
+
+
+def is_task_run(folder: Path) -> bool:
+    """Whether a run was fine-tuned."""
+    return (folder / "task.json").exists()
 
 
 def label_names(kind: Kind, records: list[Record], task: Task) -> tuple[str, ...]:
