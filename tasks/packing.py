@@ -22,8 +22,8 @@ positions an example:
 
 - What `auxiliary_lm` adds.
 
-Weights are 0 in unused slots and for unlabelled data. Rows without an example fill a
-batch up at its end, where devices and micro-batches want more.
+Weights are 0 in unused slots and for unlabelled data. The last batch of what is read
+once can end in rows without an example.
 """
 
 import collections
@@ -169,7 +169,7 @@ def pack(
 
 
 def training_batches(
-    examples: Examples, shape: RowShape, *, seed: int, rows_multiple: int = 1
+    examples: Examples, shape: RowShape, *, seed: int
 ) -> grain.MapDataset:
     """`[step]` is the batch of that step; without end.
 
@@ -177,10 +177,6 @@ def training_batches(
     packs them, and shuffles the rows; the rows of all epochs follow one another, so
     every example comes once an epoch and no batch is short. To seek, the epochs before
     are packed again for their numbers of rows, a second per million examples or so.
-
-    Args:
-        rows_multiple: empty rows fill each batch up to a multiple of this (devices
-            times micro-batches), so that steps and their order do not depend on it.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
@@ -188,16 +184,14 @@ def training_batches(
 
     def batch(step: int) -> Batch:
         rows = [order.row(step * shape.rows + row) for row in range(shape.rows)]
-        return _batch(examples, rows, shape, rows_multiple)
+        return _batch(examples, rows, shape)
 
     return grain.MapDataset.range(MAX_STEPS).map(batch)
 
 
-def evaluation_batches(
-    examples: Examples, shape: RowShape, *, rows_multiple: int = 1
-) -> grain.MapDataset:
+def evaluation_batches(examples: Examples, shape: RowShape) -> grain.MapDataset:
     """Every example once, the longest first where rows are packed, since that leaves
-    the least padding; empty rows fill up the last batch, and each to the multiple."""
+    the least padding; empty rows fill up the last batch."""
     order = np.arange(len(examples.lengths))
     if shape.packed:
         order = np.argsort(-examples.lengths, kind="stable")
@@ -207,7 +201,7 @@ def evaluation_batches(
     def batch(step: int) -> Batch:
         rows = packing[step * shape.rows : (step + 1) * shape.rows]
         rows += [[]] * (shape.rows - len(rows))
-        return _batch(examples, rows, shape, rows_multiple)
+        return _batch(examples, rows, shape)
 
     return grain.MapDataset.range(-(-len(packing) // shape.rows)).map(batch)
 
@@ -278,20 +272,17 @@ class _EndlessRows:
         return self.recent[epoch]
 
 
-def _batch(
-    examples: Examples, rows: list[list[int]], shape: RowShape, rows_multiple: int
-) -> Batch:
+def _batch(examples: Examples, rows: list[list[int]], shape: RowShape) -> Batch:
     """Lays examples out in rows; positions in them are moved to where they stand."""
-    size = -(-len(rows) // rows_multiple) * rows_multiple
     any_example = examples.encoded[0]
     batch = {
-        name: np.zeros((size, shape.length), array.dtype)
+        name: np.zeros((shape.rows, shape.length), array.dtype)
         for name, array in any_example.arrays.items()
     }
     batch["tokens"][:] = examples.pad
     for name, value in (*any_example.slot.items(), *any_example.places.items()):
-        batch[name] = np.zeros((size, shape.slots, *np.shape(value)), value.dtype)
-    batch["example_ids"] = np.full((size, shape.slots), -1, np.int32)
+        batch[name] = np.zeros((shape.rows, shape.slots, *np.shape(value)), value.dtype)
+    batch["example_ids"] = np.full((shape.rows, shape.slots), -1, np.int32)
     for row, indices in enumerate(rows):
         begin = segments = 0
         for slot, index in enumerate(indices):

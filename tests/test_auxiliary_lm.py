@@ -26,7 +26,7 @@ from task_examples import (
 import models
 from configs import gpt_mini
 from configs.finetune import glue, topic
-from data.pretraining import Masking
+from data.masking import Masking
 from errors import UserError
 from models import heads
 from models.transformer import logits
@@ -113,29 +113,11 @@ def pairs(tokenizer, family):
 
 
 @pytest.mark.parametrize("family", FIELDS)
-def test_what_is_added_does_not_depend_on_empty_rows(tokenizer, family):
-    examples = pairs(tokenizer, family)
-    shape = packing.RowShape(3, 24, 3, True)
-    lm = language_model(tokenizer, family, per_sequence=True)
-    plain, filled = (
-        lm.added(
-            packing.training_batches(examples, shape, seed=1, rows_multiple=multiple), 2
-        )
-        for multiple in (1, 8)
-    )
-    for step in (0, 5):
-        assert len(filled[step]["tokens"]) == 8
-        assert not filled[step]["lm_weights"][3:].any()
-        for name, array in plain[step].items():
-            np.testing.assert_array_equal(filled[step][name][:3], array)
-
-
-@pytest.mark.parametrize("family", FIELDS)
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_the_loss_is_that_of_the_words(tokenizer, family, chunks):
     examples, lm = pairs(tokenizer, family), language_model(tokenizer, family)
     shape = packing.RowShape(3, 24, 3, True)
-    made = lm.added(packing.evaluation_batches(examples, shape, rows_multiple=4), 0)[0]
+    made = lm.added(packing.evaluation_batches(examples, shape), 0)[0]
     ends = (CLS, SEP) if family == "bert" else (START, DELIMITER)
     assert {*ends} <= {*made["tokens"].ravel().tolist()}
     batch = jax.device_put(made)

@@ -30,6 +30,7 @@ from models import heads
 from tasks import KINDS, packing, predictions, scores, splits
 from tasks.encoding import joined
 from tasks.span import MASKED_SCORE, within_segments
+from training import parallel
 from training.step import term_means
 
 ROOT = Path(__file__).parents[1]
@@ -63,12 +64,8 @@ def test_empty_rows_have_no_loss_and_no_gradient(tokenizer, family, task):
     kind, rows = KINDS[task.kind], records(*[good(task)] * 7)
     examples = encode(rows, task, tokenizer, family, **LABELS[task.kind])
     shape = packing.RowShape(3, 40, 3, True)
-    plain, filled = (
-        jax.device_put(
-            packing.evaluation_batches(examples, shape, rows_multiple=multiple)[0]
-        )
-        for multiple in (1, 8)
-    )
+    batch = packing.evaluation_batches(examples, shape)[0]
+    plain, filled = jax.device_put((batch, parallel.filled(batch, 8)))
     empty = {name: array[3:] for name, array in filled.items()}
     model = model_of(kind, family, 2)
     params = model.init(jax.random.key(0), plain)

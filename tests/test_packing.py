@@ -139,27 +139,6 @@ def test_any_step_can_be_computed_alone():
         np.testing.assert_equal(batches[step], in_order[step])
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("multiple", [2, 3, 8, 16])
-def test_empty_rows_fill_a_batch_and_change_no_other(packed, multiple):
-    examples = examples_of(random_lengths("uniform", 70))
-    shape = packing.RowShape(rows=5, length=256, slots=8, packed=packed)
-    for make in (
-        lambda n: packing.training_batches(examples, shape, seed=1, rows_multiple=n),
-        lambda n: packing.evaluation_batches(examples, shape, rows_multiple=n),
-    ):
-        plain, filled = make(1), make(multiple)
-        assert len(plain) == len(filled)
-        for step in range(min(20, len(plain))):
-            batch = filled[step]
-            assert len(batch["tokens"]) == -(-5 // multiple) * multiple
-            for name, array in plain[step].items():
-                np.testing.assert_array_equal(batch[name][:5], array)
-            assert (batch["example_ids"][5:] == -1).all()
-            for name in ("segment_ids", "weights", "readout_positions"):
-                assert not batch[name][5:].any()
-
-
 def test_packed_rows_hold_what_single_rows_hold():
     examples = examples_of(random_lengths("uniform", 50))
     packed = packing.evaluation_batches(examples, shape_for(examples, read_once=True))
