@@ -5,6 +5,8 @@ kinds of task bring the rows of their own fields.
 """
 
 import dataclasses
+import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +19,12 @@ TYPES = {
     str: "a text",
     tuple: "a tuple",
 }
+BOUNDS = {
+    ">=": ("at least", operator.ge),
+    ">": ("more than", operator.gt),
+    "<=": ("at most", operator.le),
+    "<": ("less than", operator.lt),
+}
 NEVER = object()  # every run ever begun has the setting
 
 
@@ -27,40 +35,29 @@ class Setting:
     Attributes:
         type: of its values; a float may be written as an int.
         help: one line.
+        range: of its values, such as ">=0 <1".
         choices: all values there are.
-        at_least, more_than, less_than, at_most: its range.
         older: what runs had that were begun before the setting existed.
     """
 
     name: str
     type: type
     help: str
+    range: str = ""
     choices: tuple[Any, ...] = ()
-    at_least: float | None = None
-    more_than: float | None = None
-    less_than: float | None = None
-    at_most: float | None = None
     older: Any = NEVER
 
-    def range(self) -> str:
-        """The values it may have, in words; "" where any of its type will do."""
-        if self.choices:
-            return "one of " + ", ".join(map(str, self.choices))
-        bounds = {
-            "at least": self.at_least,
-            "more than": self.more_than,
-            "less than": self.less_than,
-            "at most": self.at_most,
-        }
-        return " and ".join(
-            f"{words} {bound}" for words, bound in bounds.items() if bound is not None
-        )
+    def bounds(self) -> list[tuple[str, float]]:
+        """[(">=", 0.0), ...]"""
+        parts = (re.fullmatch(r"([<>]=?)(.+)", part) for part in self.range.split())
+        return [(part[1], float(part[2])) for part in parts if part]
 
     def wanted(self) -> str:
         """What it may be, in words."""
         if self.choices:
-            return self.range()
-        return ", ".join(words for words in (TYPES[self.type], self.range()) if words)
+            return "one of " + ", ".join(map(str, self.choices))
+        bounds = " and ".join(f"{BOUNDS[op][0]} {x:g}" for op, x in self.bounds())
+        return ", ".join(words for words in (TYPES[self.type], bounds) if words)
 
     def allows(self, value: Any) -> bool:
         """Whether a value is of the type and lies in the range; NaN never does."""
@@ -71,12 +68,7 @@ class Setting:
             return False
         if self.choices:
             return value in self.choices
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.more_than is None or value > self.more_than)
-            and (self.less_than is None or value < self.less_than)
-            and (self.at_most is None or value <= self.at_most)
-        )
+        return all(BOUNDS[op][1](value, bound) for op, bound in self.bounds())
 
     def check_in(self, values: Mapping[str, Any]) -> None:
         """Raises UserError where the values, by name, lack it or have it wrong."""

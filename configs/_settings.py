@@ -33,7 +33,7 @@ KIND = Setting("task.kind", str, "One of tasks/.", choices=(*KINDS,))
 
 COMMON = (
     Setting("name", str, "Of the run, whose folder is runs/NAME."),
-    Setting("seed", int, "Of fresh weights, order and dropout.", at_least=0),
+    Setting("seed", int, "Of fresh weights, order and dropout.", ">=0"),
     Setting("data.tokenizer.path", str, 'Bring your own; "" learns one.'),
     Setting(
         "data.tokenizer.algorithm", str, "Of one that is learnt.", choices=ALGORITHMS
@@ -51,10 +51,7 @@ COMMON = (
         choices=UNICODE_FORMS,
     ),
     Setting(
-        "data.tokenizer.sample_bytes",
-        int,
-        "Of text that it is learnt from.",
-        at_least=1,
+        "data.tokenizer.sample_bytes", int, "Of text that it is learnt from.", ">=1"
     ),
     FAMILY,
     Setting("model.precision", str, "Of the matrix products.", choices=(*PRECISIONS,)),
@@ -64,24 +61,21 @@ COMMON = (
         "Rise and fall of the rate.",
         choices=SHAPES + RELEASED_SHAPES,
     ),
-    Setting("optim.learning_rate", float, "At the peak.", at_least=0),
-    Setting("optim.end_learning_rate", float, "Of the last update.", at_least=0),
+    Setting("optim.learning_rate", float, "At the peak.", ">=0"),
+    Setting("optim.end_learning_rate", float, "Of the last update.", ">=0"),
     Setting(
         "optim.adam",
         str,
         "AdamW, or as a release computes it.",
         choices=("adamw", "bert", "gpt1"),
     ),
-    Setting("optim.b1", float, "Decay of Adam's mean.", at_least=0, less_than=1),
-    Setting("optim.b2", float, "Of its mean of squares.", at_least=0, less_than=1),
-    Setting("optim.epsilon", float, "Added to the root in Adam.", at_least=0),
-    Setting("optim.weight_decay", float, "Of each update, times the rate.", at_least=0),
+    Setting("optim.b1", float, "Decay of Adam's mean.", ">=0 <1"),
+    Setting("optim.b2", float, "Of its mean of squares.", ">=0 <1"),
+    Setting("optim.epsilon", float, "Added to the root in Adam.", ">=0"),
+    Setting("optim.weight_decay", float, "Of each update, times the rate.", ">=0"),
     Setting("optim.no_decay", tuple, "Patterns of paths without weight decay."),
     Setting(
-        "optim.clip_norm",
-        float,
-        "Norm that all gradients are cut to; 0: off.",
-        at_least=0,
+        "optim.clip_norm", float, "Norm that all gradients are cut to; 0: off.", ">=0"
     ),
     Setting("optim.groups", tuple, "Ordered (pattern of paths, own settings)."),
     Setting("run.mesh.data", int, "Devices, which cut the batch; -1: the rest."),
@@ -93,18 +87,18 @@ COMMON = (
         "pmap: the whole state on every device.",
         choices=("jit", "pmap"),
     ),
-    Setting("run.data_threads", int, "Threads that make batches ahead.", at_least=0),
+    Setting("run.data_threads", int, "Threads that make batches ahead.", ">=0"),
     Setting(
         "run.micro_batches",
         int,
         "Parts of a batch; 0: as few as fit the memory.",
-        at_least=0,
+        ">=0",
     ),
     Setting(
         "run.logit_chunks",
         int,
         "Parts that the logits are computed in.",
-        at_least=1,
+        ">=1",
         older=1,
     ),
     Setting(
@@ -120,8 +114,8 @@ COMMON = (
         "By cuDNN: bfloat16 on a GPU, without dropout.",
         older=False,
     ),
-    Setting("run.log_every_steps", int, "Updates between rows of metrics.", at_least=1),
-    Setting("run.save_every_minutes", float, "Between checkpoints.", at_least=0),
+    Setting("run.log_every_steps", int, "Updates between rows of metrics.", ">=1"),
+    Setting("run.save_every_minutes", float, "Between checkpoints.", ">=0"),
 )
 PRETRAINING = (
     *COMMON,
@@ -142,24 +136,23 @@ PRETRAINING = (
         "data.heldout_fraction",
         float,
         "Share of the documents, chosen by content.",
-        more_than=0,
-        less_than=1,
+        ">0 <1",
     ),
     Setting(
         "data.heldout_tokens",
         int,
         "Of these, evaluated at most; 0: all.",
-        at_least=0,
+        ">=0",
         older=0,
     ),
     Setting("data.shards", str, 'Their folder; "" is one in the cache, by content.'),
-    Setting("data.sequence_length", int, "Tokens of a row.", at_least=1),
-    Setting("data.batch_size", int, "Rows of an update.", at_least=1),
-    Setting("data.tokenizer.vocab_size", int, "Pieces of a learnt one.", at_least=1),
+    Setting("data.sequence_length", int, "Tokens of a row.", ">=1"),
+    Setting("data.batch_size", int, "Rows of an update.", ">=1"),
+    Setting("data.tokenizer.vocab_size", int, "Pieces of a learnt one.", ">=1"),
     WAY,
-    Setting("optim.total_steps", int, "Updates of the whole run.", at_least=1),
-    Setting("optim.warmup_steps", int, "Updates in which the rate rises.", at_least=0),
-    Setting("optim.eval_every_steps", int, "Updates between evaluations.", at_least=1),
+    Setting("optim.total_steps", int, "Updates of the whole run.", ">=1"),
+    Setting("optim.warmup_steps", int, "Updates in which the rate rises.", ">=0"),
+    Setting("optim.eval_every_steps", int, "Updates between evaluations.", ">=1"),
 )
 FINETUNING = (
     *COMMON,
@@ -173,26 +166,18 @@ FINETUNING = (
     Setting("task.metric", str, "Whose best weights are kept."),
     Setting("data.train", str, "A labelled file, or tfds:NAME@SPLIT."),
     Setting("data.eval", str, '"" holds out a part of train.'),
-    Setting(
-        "data.eval_fraction",
-        float,
-        "Share of train that is.",
-        at_least=0,
-        less_than=1,
-    ),
+    Setting("data.eval_fraction", float, "Share of train that is.", ">=0 <1"),
     Setting("data.test", str, "Predicted at the end, with labels or without."),
-    Setting(
-        "data.train_examples", int, "So many, drawn by the seed; 0: all.", at_least=0
-    ),
-    Setting("data.max_length", int, "Pieces of a sequence, in its frame.", at_least=1),
-    Setting("data.batch_size", int, "Examples, on average.", at_least=1),
+    Setting("data.train_examples", int, "So many, drawn by the seed; 0: all.", ">=0"),
+    Setting("data.max_length", int, "Pieces of a sequence, in its frame.", ">=1"),
+    Setting("data.batch_size", int, "Examples, on average.", ">=1"),
     Setting("data.packed", bool, "Several examples a row."),
-    Setting("head.dropout", float, "Of what the head reads.", at_least=0, less_than=1),
+    Setting("head.dropout", float, "Of what the head reads.", ">=0 <1"),
     Setting(
         "objective.lm_weight",
         float,
         "Of the auxiliary language model; GPT-1: 0.5.",
-        at_least=0,
+        ">=0",
     ),
     Setting(
         "objective.lm_per_sequence",
@@ -200,41 +185,31 @@ FINETUNING = (
         "A decoder's: mean of sequences (GPT-1's code).",
     ),
     Setting(
-        "objective.mask_rate",
-        float,
-        "Of an encoder's, which is a masked one.",
-        more_than=0,
-        less_than=1,
+        "objective.mask_rate", float, "Of an encoder's, which is a masked one.", ">0 <1"
     ),
-    Setting("optim.epochs", float, "Passes over the training examples.", more_than=0),
-    Setting("optim.eval_every_epochs", float, "Between evaluations.", more_than=0),
+    Setting("optim.epochs", float, "Passes over the training examples.", ">0"),
+    Setting("optim.eval_every_epochs", float, "Between evaluations.", ">0"),
     Setting(
         "optim.patience",
         int,
         "Evaluations without a new best that end it; 0: never.",
-        at_least=0,
+        ">=0",
     ),
     Setting(
         "optim.warmup_fraction",
         float,
         "Share of the updates in which the rate rises.",
-        at_least=0,
-        less_than=1,
+        ">=0 <1",
     ),
+    Setting("optim.layerwise.decay", float, "Of the rates by layer; 1: none.", ">0"),
     Setting(
-        "optim.layerwise.decay", float, "Of the rates by layer; 1: none.", more_than=0
-    ),
-    Setting(
-        "optim.layerwise.top_exponent",
-        int,
-        "Of the decay, at the top layer.",
-        at_least=0,
+        "optim.layerwise.top_exponent", int, "Of the decay, at the top layer.", ">=0"
     ),
     Setting(
         "optim.layerwise.thaw_every",
         int,
         "Updates between thawing layers; 0: all at once.",
-        at_least=0,
+        ">=0",
     ),
 )
 
@@ -333,13 +308,19 @@ def rows_of(values: dict[str, Any]) -> dict[str, Setting]:
     is_task = KIND.name in values
     for row in (FAMILY, KIND if is_task else WAY):
         row.check_in(values)
-    own = KINDS[values[KIND.name]] if is_task else PRETRAININGS[values[WAY.name]]
     rows = (
         *(FINETUNING if is_task else PRETRAINING),
         *FAMILIES[values[FAMILY.name]].settings,
-        *own.settings,
+        *own_rows(values),
     )
     return {row.name: row for row in rows}
+
+
+def own_rows(values: dict[str, Any]) -> tuple[Setting, ...]:
+    """The settings that only the way to pre-train, or the kind of task, reads."""
+    if KIND.name in values:
+        return KINDS[values[KIND.name]].settings
+    return PRETRAININGS[values[WAY.name]].settings
 
 
 def other_rows(values: dict[str, Any]) -> dict[str, Setting]:

@@ -262,7 +262,7 @@ FAMILY = Family(
     dropouts=DROPOUTS,
     settings=(
         *SETTINGS,
-        Setting("model.num_token_types", int, "Sides of a pair: 2.", at_least=1),
+        Setting("model.num_token_types", int, "Sides of a pair: 2.", ">=1"),
         Setting("model.truncated_init", bool, "Fresh kernels cut at two init_std."),
         Setting("model.pooler", bool, "Dense layer and tanh on [CLS]."),
         Setting("model.masked_lm_head", bool, "Predicts masked words."),

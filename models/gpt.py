@@ -223,7 +223,7 @@ FAMILY = Family(
             "model.position_init_std",
             float,
             "Standard deviation of the fresh table of positions.",
-            more_than=0,
+            ">0",
         ),
         Setting("model.residual_scaling", bool, "Branches start smaller with depth."),
     ),

@@ -270,56 +270,28 @@ def forward_flops(
 
 SETTINGS = (
     Setting(
-        "model.vocab_size",
-        int,
-        "Words of the table, at least the tokenizer's.",
-        at_least=1,
+        "model.vocab_size", int, "Words of the table, at least the tokenizer's.", ">=1"
     ),
     Setting(
         "model.max_positions",
         int,
         "Rows of the table of positions: the longest text.",
-        at_least=1,
+        ">=1",
     ),
-    Setting("model.num_layers", int, "Blocks.", at_least=1),
-    Setting("model.num_heads", int, "Attention heads of a block.", at_least=1),
-    Setting("model.head_dim", int, "Width of a head.", at_least=1),
-    Setting("model.hidden_size", int, "Width of the residual stream.", at_least=1),
-    Setting(
-        "model.ffn_size", int, "Inner width of the feed-forward layer.", at_least=1
-    ),
+    Setting("model.num_layers", int, "Blocks.", ">=1"),
+    Setting("model.num_heads", int, "Attention heads of a block.", ">=1"),
+    Setting("model.head_dim", int, "Width of a head.", ">=1"),
+    Setting("model.hidden_size", int, "Width of the residual stream.", ">=1"),
+    Setting("model.ffn_size", int, "Inner width of the feed-forward layer.", ">=1"),
     Setting(
         "model.activation", str, "Of the feed-forward layer.", choices=(*ACTIVATIONS,)
     ),
+    Setting("model.norm_epsilon", float, "Added to the variance in layer norm.", ">0"),
+    Setting("model.embedding_dropout", float, "Of the embedded tokens.", ">=0 <1"),
+    Setting("model.attention_dropout", float, "Of the attention weights.", ">=0 <1"),
+    Setting("model.residual_dropout", float, "Of the output of a branch.", ">=0 <1"),
     Setting(
-        "model.norm_epsilon", float, "Added to the variance in layer norm.", more_than=0
-    ),
-    Setting(
-        "model.embedding_dropout",
-        float,
-        "Of the embedded tokens.",
-        at_least=0,
-        less_than=1,
-    ),
-    Setting(
-        "model.attention_dropout",
-        float,
-        "Of the attention weights.",
-        at_least=0,
-        less_than=1,
-    ),
-    Setting(
-        "model.residual_dropout",
-        float,
-        "Of the output of a branch.",
-        at_least=0,
-        less_than=1,
-    ),
-    Setting(
-        "model.init_std",
-        float,
-        "Standard deviation of fresh kernels and tables.",
-        more_than=0,
+        "model.init_std", float, "Standard deviation of fresh kernels and tables.", ">0"
     ),
 )
 DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout")

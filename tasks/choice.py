@@ -148,9 +148,7 @@ KIND = Kind(
     help="which of the answers is right",
     settings=(
         Setting(
-            "task.question_columns",
-            tuple,
-            "What goes before the answers, if anything.",
+            "task.question_columns", tuple, "What goes before the answers, if anything."
         ),
         Setting(
             "task.answer_columns",

@@ -54,11 +54,11 @@ FAMILY = Family(
     forward_flops=lambda fields, sizes, length, predicted: 2.0 * sum(sizes.values()),
     dropouts=("rate",),
     settings=(
-        Setting("model.vocab_size", int, "Words of the table.", at_least=1),
-        Setting("model.max_positions", int, "The longest text.", at_least=1),
-        Setting("model.num_layers", int, "Layers.", at_least=1),
-        Setting("model.hidden_size", int, "Width.", at_least=1),
-        Setting("model.rate", float, "Of dropout.", at_least=0, less_than=1),
+        Setting("model.vocab_size", int, "Words of the table.", ">=1"),
+        Setting("model.max_positions", int, "The longest text.", ">=1"),
+        Setting("model.num_layers", int, "Layers.", ">=1"),
+        Setting("model.hidden_size", int, "Width.", ">=1"),
+        Setting("model.rate", float, "Of dropout.", ">=0 <1"),
     ),
     tiny={"vocab_size": 512, "max_positions": 32, "num_layers": 2, "hidden_size": 16},
 )

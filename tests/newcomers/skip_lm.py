@@ -48,7 +48,7 @@ PRETRAINING = Pretraining(
     line=lambda split, _: unigram_line(split.unigram_counts),
     evaluation=lambda means, _: {"perplexity": perplexity(means["skip_lm_loss"])},
     commands=(),
-    settings=(Setting("objective.skip", int, "How far ahead.", at_least=1),),
+    settings=(Setting("objective.skip", int, "How far ahead.", ">=1"),),
     rules=(long_enough,),
     tiny=lambda *_: {},
 )
