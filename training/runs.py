@@ -239,32 +239,35 @@ def compile_programs(job: Job) -> Programs:
     """The update and the evaluation, for states as planned and such batches.
 
     Raises:
-      UserError: as `in_parts_that_fit`; a mesh that pmap cannot have.
+      UserError: as `in_parts_that_fit` and `update`.
     """
-    plan, mesh = job.plan, job.plan.mesh
-    axis = parallel.mapped_axis(job.run.parallel, mesh)
-
-    def compiled(micro_batches: int) -> Programs:
-        update = step.make_train_step(
-            plan.loss_terms,
-            plan.optimizer,
-            plan.schedule,
-            micro_batches=micro_batches,
-            axis=axis,
-        )
-        batch = job.train.planned(mesh, micro_batches)
-        return Programs(
-            parallel.compile_train_step(update, plan.state, batch, mesh, axis),
-            evaluation(job, job.held_out, micro_batches),
-            micro_batches,
-        )
-
-    return in_parts_that_fit(job, compiled)
+    return in_parts_that_fit(
+        job, lambda n: Programs(update(job, n), evaluation(job, job.held_out, n), n)
+    )
 
 
 def compile_evaluation(job: Job, feed: Feed) -> Programs:
     """The evaluation of another feed alone."""
     return in_parts_that_fit(job, lambda n: Programs(None, evaluation(job, feed, n), n))
+
+
+def update(job: Job, micro_batches: int) -> Any:
+    """The update of a state, compiled.
+
+    Raises:
+      UserError: a mesh that pmap cannot have.
+    """
+    plan, mesh = job.plan, job.plan.mesh
+    axis = parallel.mapped_axis(job.run.parallel, mesh)
+    one = step.make_train_step(
+        plan.loss_terms,
+        plan.optimizer,
+        plan.schedule,
+        micro_batches=micro_batches,
+        axis=axis,
+    )
+    batch = job.train.planned(mesh, micro_batches)
+    return parallel.compile_train_step(one, plan.state, batch, mesh, axis)
 
 
 def evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
