@@ -8,7 +8,7 @@ import json
 import platform
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Feed:
             else each makes its `parallel.host_part`.
     """
 
-    batches: Sequence[dict]
+    batches: Any  # a grain.MapDataset, or what has indices as well
     rows: int
     is_whole: bool
 
@@ -333,12 +333,11 @@ def execute(
     """Begins or resumes the run in `workdir`, to its end or until told to stop.
 
     `describe(first step)` tells of what is about to be trained. A run that is over is
-    left as it is, without compiling anything.
+    left as it is, and said to be done, without compiling anything.
     """
     checkpoints = Checkpoints(workdir)
     first = checkpoints.latest_step() or 0
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
-    describe(first)
     history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
     if not loop.is_over(
         first,
@@ -348,9 +347,12 @@ def execute(
         eval_every_steps=job.eval_every_steps,
         patience=job.patience,
     ):
+        describe(first)
         programs = compile_programs(job)
         with costs.memory_explained(costs.REMEDIES, programs.train_step):
             first = train(job, programs, checkpoints, writer, stop)
+    else:
+        print(f"step {first}: the run is done")
     writer.close()
     checkpoints.close()
     return result_of(workdir, first, stop.received)
