@@ -7,10 +7,11 @@ from typing import Any
 from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from settings import Rule, Setting
 
-Fields = Mapping[str, Any]  # `model` of a config
+Fields = Mapping[str, Any] | ConfigDict  # `model` of a config
 
 
 @dataclasses.dataclass(frozen=True)

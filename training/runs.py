@@ -8,7 +8,7 @@ import json
 import platform
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,13 @@ class Feed:
     """Batches of one shape, by number, of NumPy arrays.
 
     Attributes:
+        batches: a `grain.MapDataset`.
         rows: of a global batch.
         is_whole: every process makes all rows, and empty ones may fill up the batch;
             else each makes its `parallel.host_part`.
     """
 
-    batches: Sequence[dict]
+    batches: Any
     rows: int
     is_whole: bool
 
