@@ -111,7 +111,7 @@ def dry_run(config: ConfigDict) -> str:
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         job = make_job(open_task(config, None), mesh)
-        count = sum(parameter_sizes(job.plan.state.params).values())
+        count = models.count(job.plan.state.params, config.model)
         cost = runs.dry_run(job)
     return f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}\n{cost}"
 
@@ -565,7 +565,7 @@ def record_origin(workdir: Path, tuning: Tuning) -> None:
 def describe(tuning: Tuning, job: Job, first: int) -> None:
     """Prints what is about to be trained, on what, and the line to beat."""
     config, plan = tuning.config, job.plan
-    count = sum(parameter_sizes(plan.state.params).values())
+    count = models.count(plan.state.params, config.model)
     shape = tuning.splits.shapes["train"]
     tokens = tuning.splits.examples["train"].lengths.sum()
     steps_per_epoch = tuning.splits.steps_per_epoch
@@ -577,8 +577,8 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
         f"labels: {', '.join(tuning.splits.labels) or 'none'}\n"
         f"batches of {shape.rows} rows of {shape.length} tokens, {padding:.1%} "
         f"padding; {steps_per_epoch:.1f} steps an epoch\n"
-        f"line to beat: {floor(tuning):.3f} without reading the text; steps {first} to "
-        f"{job.total_steps}; the first one compiles",
+        f"line to beat: {floor(tuning):.3f} without reading the text; "
+        f"{job.told(first)}",
         flush=True,
     )
 

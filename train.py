@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,7 +21,7 @@ from data import corpora, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
-from pretraining import check_model, way_of
+from pretraining import way_of
 from pretraining.corpus import prepare
 from pretraining.record import Line
 from training import checkpoints, costs, loop, parallel, runs, step
@@ -66,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> Result:
     Raises:
       UserError: settings, data or a run folder that do not fit each other.
     """
-    check(config, workdir)
+    configs.check(config, workdir)
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         data = open_data(config, mesh)
@@ -90,28 +89,20 @@ def train(config: ConfigDict, workdir: Path) -> Result:
 
 def dry_run(config: ConfigDict) -> str:
     """Compiles the steps without making a state; what they cost, in words."""
-    check(config)
+    configs.check(config)
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         job = make_job(config, open_data(config, mesh), mesh)
-        count = count_parameters(config, job)
+        count = models.count(job.plan.state.params, config.model)
         cost = runs.dry_run(job)
     return f"{config.name}: {count:,} parameters on {parallel.describe(mesh)}\n{cost}"
 
 
 def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
-    check(config)
+    configs.check(config)
     data = open_data(config, parallel.make_mesh(data=1))
     return windows.describe(data.batches[0], data.tokenizer, rows=4)
-
-
-def check(config: ConfigDict, workdir: Path | None = None) -> None:
-    """Raises UserError where the settings do not fit each other, or the run there."""
-    configs.check(config, workdir)
-    check_model(config.objective.name, config.model.to_dict())
-    if config.init_from:
-        configs.read_config(Path(config.init_from))  # a run folder, or says that not
 
 
 # Corpus -> tokens -> batches.
@@ -305,27 +296,18 @@ def record_origin(workdir: Path, data: Data) -> None:
     target.write_text(json.dumps(key, indent=2) + "\n")
 
 
-def count_parameters(config: ConfigDict, job: Job) -> int:
-    """Without the rows that pad the vocabulary."""
-    sizes = jax.eval_shape(
-        lambda params: models.cut_vocabulary(params, config.model),
-        job.plan.state.params,
-    )
-    return sum(parameter_sizes(sizes).values())
-
-
 def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:
     """Prints what is about to be trained, on what, and the line to beat."""
+    count = models.count(job.plan.state.params, config.model)
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
     print(
-        f"{config.name}: {count_parameters(config, job):,} parameters on "
+        f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
         f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
-        f"line to beat: {line.name} {line.loss:.3f} nats; steps {first} to "
-        f"{job.total_steps}; the first one compiles",
+        f"line to beat: {line.name} {line.loss:.3f} nats; {job.told(first)}",
         flush=True,
     )
 

@@ -152,7 +152,8 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
       UserError: a setting that is unknown, missing, of another type or out of its
         range, that does not fit others, or that the run there has otherwise.
     """
-    from configs._settings import other_rows, rows_of, rules_of
+    from configs._settings import other_rows, own_rows, rows_of, rules_of
+    from pretraining import check_model
 
     values = flatten(config)
     rows = rows_of(values)
@@ -163,7 +164,18 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
             f"the config has {name}={values[name]!r}, which is no setting of it: "
             f"{f'did you mean {near[0]}?' if near else 'remove it'}"
         )
+    own = own_rows(values)
     for row in rows.values():
+        if row not in own:
+            row.check_in(values)
+    if "objective.name" in values:  # says more than that the way's settings lack
+        check_model(config.objective.name, config.model.to_dict())
+    if lacking := [row.name for row in own if row.name not in values]:
+        raise UserError(
+            f"the config has no {', '.join(lacking)}, which its way to pre-train or "
+            "kind of task reads: begin with a config that has them"
+        )
+    for row in own:
         row.check_in(values)
     if workdir is not None and (workdir / "config.json").exists():
         check_same(workdir, config)

@@ -308,13 +308,19 @@ def rows_of(values: dict[str, Any]) -> dict[str, Setting]:
     is_task = KIND.name in values
     for row in (FAMILY, KIND if is_task else WAY):
         row.check_in(values)
-    own = KINDS[values[KIND.name]] if is_task else PRETRAININGS[values[WAY.name]]
     rows = (
         *(FINETUNING if is_task else PRETRAINING),
         *FAMILIES[values[FAMILY.name]].settings,
-        *own.settings,
+        *own_rows(values),
     )
     return {row.name: row for row in rows}
+
+
+def own_rows(values: dict[str, Any]) -> tuple[Setting, ...]:
+    """The settings that only the way to pre-train, or the kind of task, reads."""
+    if KIND.name in values:
+        return KINDS[values[KIND.name]].settings
+    return PRETRAININGS[values[WAY.name]].settings
 
 
 def other_rows(values: dict[str, Any]) -> dict[str, Setting]:

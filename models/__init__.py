@@ -135,6 +135,12 @@ def _change_vocabulary(params: Any, fields: Fields, change: Callable) -> Any:
     return jax.tree_util.tree_map_with_path(changed, params)
 
 
+def count(params: Any, fields: Fields) -> int:
+    """Number of parameters, of which shapes will do, without the padding."""
+    cut = jax.eval_shape(lambda params: cut_vocabulary(params, fields), params)
+    return sum(leaf.size for leaf in jax.tree.leaves(cut))
+
+
 def has_vocabulary(path: str, fields: Fields) -> bool:
     """Whether the first axis of a parameter is the vocabulary."""
     patterns = family_of(fields).vocabulary

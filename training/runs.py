@@ -26,7 +26,6 @@ from training.optimizers import (
     group_table,
     make_optimizer,
     make_schedule,
-    parameter_sizes,
     stop_frozen,
 )
 from training.step import LossTerms, TrainState
@@ -127,6 +126,12 @@ class Job:
     patience: int
     fresh: Callable[[], Any]
     flops: float
+
+    def told(self, first: int) -> str:
+        """What is left to do, in words."""
+        if first >= self.total_steps:
+            return f"all {first} steps are done"
+        return f"steps {first} to {self.total_steps}; the first one compiles"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,7 +455,3 @@ def stopped(result: Result) -> str:
     assert result.signal is not None
     name = signal.Signals(result.signal).name
     return f"stopped by {name} after step {result.step}: the same line again resumes"
-
-
-def count_parameters(plan: Plan) -> int:
-    return sum(parameter_sizes(plan.state.params).values())
