@@ -18,8 +18,7 @@ import predict
 import train
 from configs import bert_mini, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
-from data import inputs, predictions
-from data.labelled import Record
+from data import inputs
 from errors import UserError
 from models.gpt import Gpt
 
@@ -386,33 +385,6 @@ def test_a_glue_submission(tuned, capsys, tmp_path):
     assert rows == [f"{71 + i}\t{value}" for i, value in enumerate(reversed(values))]
 
 
-def predicted(values, **fields):
-    for place, value in enumerate(values):
-        columns = {name: column[place] for name, column in fields.items()}
-        yield Record(columns, f"f, line {place}"), value
-
-
-def test_glue_wants_names_numbers_and_places():
-    scores = [{"score": 5.2}, {"score": -0.1}, {"score": 2.34567}]
-    assert [*predictions.glue("stsb", (), predicted(scores))] == [
-        "index\tprediction",
-        "0\t5.000",
-        "1\t0.000",
-        "2\t2.346",
-    ]
-    names = ("entailment", "not_entailment")
-    found = [{"label": "not_entailment"}, {"label": "entailment"}]
-    lines = predictions.glue("rte", names, predicted(found, index=["1", "0"]))
-    assert [*lines][1:] == ["0\tentailment", "1\tnot_entailment"]
-    # WNLI's order of the same names is the other one
-    lines = predictions.glue("wnli", names[::-1], predicted(found))
-    assert [*lines][1:] == ["0\t0", "1\t1"]
-    with pytest.raises(UserError, match="takes entailment or not_entailment; the run"):
-        next(predictions.glue("rte", ("no", "yes"), predicted([])))
-    with pytest.raises(UserError, match="the idx '1' is no number, or stands there"):
-        next(predictions.glue("rte", names, predicted(found, idx=["1", "1"])))
-
-
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
@@ -425,20 +397,6 @@ def test_glue_files_have_their_names(tmp_path, name, source, expected):
     found = predict.glue_output(str(tmp_path), name, source)
     assert found == str(tmp_path / expected)
     assert predict.glue_output("x.tsv", name, source) == "x.tsv"
-
-
-def test_table_cells_are_cut_and_padded_by_columns_of_the_terminal():
-    assert predictions._fitted("ab", 4) == "ab  "
-    assert predictions._fitted("a b\tc\nd", 7) == "a b c d"
-    assert predictions._fitted("abcdef", 4) == "abc…"
-    assert predictions._fitted("정치", 6) == "정치  "
-    assert predictions._fitted("정치면", 4) == "정… "
-
-
-def test_a_choice_joins_its_columns_in_a_line():
-    task = predict.Task("choice", ("a", "b"), "label", ("1", "2"), (), ("c", "d"))
-    record = inputs.line_record(["x", "y", "z"], inputs.line_task(task), ("1", "2"), "")
-    assert record.fields == {"a": "x", "c": "y", "d": "z"}
 
 
 # Vectors
