@@ -6,6 +6,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from data.pretraining import Masking
 from task_examples import (
     CLS,
     DELIMITER,
@@ -26,7 +27,6 @@ from task_examples import (
 import models
 from configs import gpt_mini
 from configs.finetune import glue, topic
-from data.pretraining import Masking
 from errors import UserError
 from models import heads
 from models.transformer import logits

@@ -56,13 +56,12 @@ class Feed:
     """Batches of one shape, by number, of NumPy arrays.
 
     Attributes:
-        batches: a `grain.MapDataset`.
         rows: of a global batch.
         is_whole: every process makes all rows, and empty ones may fill up the batch;
             else each makes its `parallel.host_part`.
     """
 
-    batches: Any
+    batches: Any  # a grain.MapDataset, or what has indices as well
     rows: int
     is_whole: bool
 
