@@ -83,7 +83,7 @@ def names_in(source, outputs=frozenset()):
         if isinstance(node, ast.Compare):
             # "causal_lm" in outputs is no comparison with it.
             parts = node.comparators
-            if not isinstance(node.ops[0], ast.In):
+            if not isinstance(node.ops[0], ast.In | ast.NotIn):
                 parts = [node.left, *parts]
             compared |= {id(x) for part in parts for x in ast.walk(part)}
         elif isinstance(node, ast.MatchValue):
