@@ -12,7 +12,6 @@ predict.py. `export` writes a folder that transformers loads.
 
 import argparse
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,17 @@ import errors
 import models
 from configs.finetune import OF_KIND
 from data import tokenizers
-from data.tokenizers import GPT_SPECIAL_TOKENS, JsonTokenizer, Tokenizer
+from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import UserError
 from formats.google import read_google
 from formats.names import (
-    BERT_ROWS,
     BUFFERS,
     FORMATS,
     Architecture,
     Flat,
     Shape,
     find,
+    pretraining_heads,
     rows_of,
 )
 from formats.openai import read_openai
@@ -48,6 +47,7 @@ from formats.transformers import (
     read_transformers,
     write_transformers,
 )
+from pretraining import way_of
 from tasks import KINDS, splits
 from training.checkpoints import Checkpoints, load_params
 from training.step import TrainState
@@ -89,8 +89,9 @@ def import_model(source: str, workdir: Path) -> None:
             f"model {fields['vocab_size']}: they do not belong together"
         )
     params, left = take(given, fields, source)
-    if fields["family"] == "gpt":
-        tokenizer, new = add_special_tokens(tokenizer)
+    form = FORMATS[given.architecture.model_type]
+    if form.lacks:
+        tokenizer, new = add_special_tokens(tokenizer, form.lacks)
         table, rows = grown(params["embeddings/token/embedding"], tokenizer.vocab_size)
         params["embeddings/token/embedding"] = table
         fields["vocab_size"] = len(table)
@@ -131,11 +132,12 @@ def make_config(
         config.head.dropout = given.head_dropout
         config.task.labels = labels
     else:
-        config = FORMATS[given.architecture.model_type].config()
+        form = FORMATS[given.architecture.model_type]
+        config = form.config()
         length = min(config.data.sequence_length, fields["max_positions"])
         config.data.sequence_length = length
-        if fields["family"] == "bert" and not fields["next_sentence_head"]:
-            config.objective.name = "masked_lm"
+        if not {*way_of(config.objective.name).outputs} <= models.outputs_of(fields):
+            config.objective.name = form.lesser_objective
             configs.keep_objective(config)
     config.name = workdir.name
     config.data.tokenizer.path = str(workdir)
@@ -184,23 +186,6 @@ def read_source(folder: Path) -> Source:
         f"{folder} holds no checkpoint that is known: it has none of "
         f"{', '.join(READERS)}"
     )
-
-
-def pretraining_heads(
-    architecture: Architecture, weights: Iterable[str]
-) -> dict[str, bool]:
-    """BERT's heads that the class must have, and those of which anything is there."""
-    if architecture.model_type != "bert":
-        return {}
-    needed = {*architecture.modules}
-    if architecture.name == "BertModel":
-        needed.clear()  # it may be without its pooler
-    for row in BERT_ROWS:
-        module = row.here.split("/")[0]
-        if any(name.startswith(f"{row.there}.") for name in weights):
-            needed.add(module)
-    fields = {f"{name}_head": name in needed for name in ("masked_lm", "next_sentence")}
-    return fields | {"pooler": "pooler" in needed}
 
 
 def take(
@@ -271,12 +256,10 @@ def expected_shapes(
     return flat
 
 
-def add_special_tokens(tokenizer: Tokenizer) -> tuple[Tokenizer, list[str]]:
-    """With GPT-1's start, delimiter and extract tokens at the end, and their names.
-
-    Released vocabularies lack them; fine-tuning frames its sequences with them.
-    """
-    names = GPT_SPECIAL_TOKENS[1:]
+def add_special_tokens(
+    tokenizer: Tokenizer, names: tuple[str, ...]
+) -> tuple[Tokenizer, list[str]]:
+    """With those of the names at the end that it lacks, and which these are."""
     new = [name for name in names if name not in tokenizer.pieces]
     if not new or not isinstance(tokenizer, JsonTokenizer):
         return tokenizer, []

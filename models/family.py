@@ -35,7 +35,8 @@ class Family:
     """What a family is to the others.
 
     Attributes:
-        module: built from the fields of `model`, and dtype, remat, fused_attention.
+        module: built from the fields of `model`, and dtype, remat, fused_attention; one
+            that can continue a text has an `empty_cache`, see `models/gpt.py`.
         inputs: the arrays of a batch that it reads, as far as they are there.
         sees: what a position sees, "left" or "both" sides; one that can do either has
             both.
