@@ -6,7 +6,6 @@ import grain
 import jax
 import numpy as np
 import pytest
-from data.pretraining import Masking
 from task_examples import (
     CLS,
     DELIMITER,
