@@ -161,7 +161,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         windows.evaluation_batches(
             heldout_examples,
             batch_size=settings.batch_size,
-            most=settings.heldout_tokens // settings.sequence_length,
+            most=-(-settings.heldout_tokens // settings.sequence_length),
             host_index=index,
             host_count=count,
         ),

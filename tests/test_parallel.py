@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 import configs
-import models
 import train
 from errors import UserError
-from training import costs, parallel
+from training import costs, parallel, runs
 from training.checkpoints import Checkpoints, load_params
 from training.metrics import read_metrics
 
@@ -34,12 +33,12 @@ LAYOUTS = {
 
 
 def tiny(name):
-    """Without dropout, whose masks pmap draws otherwise."""
+    """With dropout, whose masks depend on the rows alone."""
     config = importlib.import_module(f"configs.{name}").get_config("tiny")
     config.data.update(batch_size=ROWS, sequence_length=LENGTH)
     config.model.update(num_layers=1, num_heads=4, head_dim=4, vocab_size=64)
-    config.model.update(embedding_dropout=0.0, residual_dropout=0.0)
-    config.model.attention_dropout = 0.0
+    config.model.update(embedding_dropout=0.1, residual_dropout=0.1)
+    config.model.attention_dropout = 0.1
     # Gradients that are 0 but for rounding (of key biases) do not become whole updates.
     config.optim.epsilon = 1e-2
     config.model.precision = "float32"
@@ -70,24 +69,22 @@ class Run:
     def __init__(self, name, sizes, mode="jit", micro_batches=1):
         config = tiny(name)
         config.run.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | sizes)
-        config.run.update(parallel=mode, micro_batches=micro_batches)
-        self.mesh, self.batch = train.make_mesh(config), random_batch(config)
-        model = models.build(config.model.to_dict(), "float32")
-        terms = train.LOSS_TERMS[config.objective.name](model, 1)
-        groups, tx, self.plan = train.plan_state(config, model, self.batch, self.mesh)
-        terms = parallel.gathering(terms, self.plan.params, self.mesh)
-        self.program = train.compile_train_step(
-            config, terms, groups, tx, self.plan, self.batch, self.mesh
+        config.run.parallel = mode
+        batches = [random_batch(config)]
+        job = train.make_job(
+            config, train.Data(*[None] * 4, batches, batches), train.make_mesh(config)
         )
-        places = parallel.places(self.plan.params)
-        params = train.init_params(model, self.batch, 0, places)
-        self.state = parallel.start_state(params, tx, self.plan)
+        self.plan = job.plan.state
+        self.program = runs.update(job, micro_batches)
+        self.state = parallel.start_state(job.fresh(), job.plan.optimizer, self.plan)
+        self.batch = job.train.placed(batches[0], job.plan.mesh, micro_batches)
 
     def train(self, steps):
         losses = []
-        batch = parallel.shard_batch(self.batch, ROWS, self.mesh)
         for _ in range(steps):
-            self.state, metrics = self.program(self.state, batch, jax.random.key(0))
+            self.state, metrics = self.program(
+                self.state, self.batch, jax.random.key(0)
+            )
             losses.append(float(metrics["loss"]))
         return losses
 
@@ -214,7 +211,7 @@ ENTRY %main.2 (a: bf16[4,2], b: f32[8]) -> f32[8] {
 @pytest.mark.parametrize(
     ("sizes", "mode", "field", "value", "message"),
     [
-        ({"tensor": 8}, "jit", "vocab_size", 60, r"vocab_size=60 .*tensor=8.*size=64"),
+        ({"tensor": 3}, "jit", "vocab_size", 60, r"vocab_size=60 .*tensor=3.*ize=384"),
         ({"tensor": 8}, "jit", "num_heads", 4, r"num_heads=4 .*tensor=8.*heads=8"),
         ({"fsdp": 8}, "jit", "hidden_size", 12, r"hidden_size=12 .*fsdp=8.*size=16"),
         ({"fsdp": 8}, "pmap", "num_heads", 4, r"'pmap'.*run\.mesh\.fsdp=1"),
@@ -251,7 +248,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     ]
     words = [*arguments, "--config.run.mesh.data=1"]
     config = configs.parse(words, {}, {}, kind="pretraining").config
-    assert train.train(config, tmp_path / "one") == 0
+    assert train.train(config, tmp_path / "one").exit_status == 0
 
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -284,7 +281,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     assert "step" not in shown[1]
     assert 3 <= load_params(tmp_path / "two")[1] < 20
 
-    assert train.train(config, tmp_path / "two") == 0
+    assert train.train(config, tmp_path / "two").exit_status == 0
     losses = [
         [
             row["train/loss"]

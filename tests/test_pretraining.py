@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -547,37 +545,30 @@ def test_evaluation_sees_every_example_once(all_examples, objective):
         assert (reference["next_sentence_weights"] == 1).all()
 
 
-@pytest.mark.parametrize("num_threads", [0, 1, 3])
-def test_prefetching_keeps_the_order_and_starts_anywhere(all_examples, num_threads):
-    batches = windows.training_batches(all_examples["masked"], batch_size=4, seed=7)
-    for start in (0, 29):
-        ahead = windows.prefetch(batches, start, num_threads)
-        for step, batch in enumerate(itertools.islice(ahead, 20), start):
-            assert_same(batch, batches[step])
-    held_out = windows.evaluation_batches(all_examples["masked"], batch_size=4)
-    ahead = list(windows.prefetch(held_out, 0, num_threads))
-    assert len(ahead) == len(held_out)
-
-
-def test_threads_end_with_the_interpreter():
-    script = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import grain
-from data import windows
-batches = grain.MapDataset.range(10**9).map(lambda i: (i, sum(range(10**5))))
-ahead = windows.prefetch(batches, 0, 2)
-print(next(ahead)[0], next(ahead)[0])
-"""
-    process = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert (process.returncode, process.stdout) == (0, "0 1\n")
-    assert "Traceback" not in process.stderr
+def test_evaluation_sees_at_most_so_many_examples_evenly_apart(all_examples):
+    examples = all_examples["masked"]
+    total = len(examples)
+    assert 20 < total < 1000
+    every = windows.evaluation_batches(examples, batch_size=total)[0]
+    for most in (1, 7, total - 1, total, total + 1):
+        count = min(most, total)
+        places = [place * total // count for place in range(count)]
+        assert len({*places}) == count
+        of_sizes = []
+        for batch_size in (1, 4, total):
+            batches = windows.evaluation_batches(
+                examples, batch_size=batch_size, most=most
+            )
+            assert len(batches) == -(-count // batch_size)
+            rows = joined([batches[step] for step in range(len(batches))])
+            assert not any(array[count:].any() for array in rows.values())
+            of_sizes.append({name: array[:count] for name, array in rows.items()})
+        for seen in of_sizes:
+            assert_same(seen, of_sizes[0])
+        for row, place in enumerate(places):
+            found = original({name: array[row] for name, array in seen.items()})
+            whole = original({name: array[place] for name, array in every.items()})
+            np.testing.assert_array_equal(found, whole)
 
 
 # What the user sees

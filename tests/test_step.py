@@ -6,18 +6,30 @@ import numpy as np
 import optax
 import pytest
 
+import models
+from configs import gpt_mini
 from errors import UserError
+from pretraining.language_model import word_loss
 from training import parallel
+from training.checkpoints import Checkpoints
+from training.optimizers import (
+    assign_groups,
+    make_optimizer,
+    make_schedule,
+    parse_groups,
+)
+from training.runs import init_params, shapes_of
 from training.step import create_state, make_train_step, term_means
 
 FEATURES, ROWS = 4, 16
 
 
 def loss_terms(params, batch, dropout_key):
-    """A weighted square loss, with dropout on the input, and a second term."""
+    """A weighted square loss, with dropout on the input by rows, and a second term."""
     x = batch["x"]
-    if dropout_key is not None and "drop" in params:
-        x = x * jax.random.bernoulli(dropout_key, 0.5, x.shape)
+    if dropout_key is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, batch["rows"])
+        x = x * jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (FEATURES,)))(keys)
     error = (x @ params["kernel"] - batch["y"]) ** 2
     terms = {
         "square": (
@@ -44,21 +56,30 @@ def batch():
     }
 
 
-def run(batch, *, devices, micro_batches, steps=3, drop=False):
+def without_dropout(params, batch, key):
+    del key
+    return loss_terms(params, batch, None)
+
+
+def run(
+    batch, *, devices, micro_batches, steps=3, mode="jit", terms=loss_terms, params=None
+):
     mesh = parallel.make_mesh(devices)
     tx = optax.adam(0.1)
-    params = {"kernel": jnp.linspace(-1.0, 1.0, FEATURES)}
-    if drop:
-        params["drop"] = jnp.zeros(())
+    if params is None:
+        params = {"kernel": jnp.linspace(-1.0, 1.0, FEATURES)}
     plan = parallel.plan_state(params, tx, (), mesh)
+    axis = parallel.mapped_axis(mode, mesh)
     step = parallel.compile_train_step(
-        make_train_step(loss_terms, tx, lambda _: 0.1, micro_batches=micro_batches),
+        make_train_step(
+            terms, tx, lambda _: 0.1, micro_batches=micro_batches, axis=axis
+        ),
         plan,
         parallel.plan_batch(batch, ROWS, mesh),
         mesh,
-        None,
+        axis,
     )
-    state = parallel.start_state(params, tx, plan)
+    state = parallel.start_state(jax.tree.map(jnp.copy, params), tx, plan)
     history = []
     for _ in range(steps):
         state, metrics = step(
@@ -69,7 +90,7 @@ def run(batch, *, devices, micro_batches, steps=3, drop=False):
 
 
 def test_loss_is_each_sum_over_its_weight_of_the_whole_batch(batch):
-    _, history = run(batch, devices=1, micro_batches=1, steps=1)
+    _, history = run(batch, devices=1, micro_batches=1, steps=1, terms=without_dropout)
     prediction = batch["x"] @ np.linspace(-1.0, 1.0, FEATURES)
     error = (prediction - batch["y"]) ** 2
     square = np.sum(error * batch["weights"]) / np.sum(batch["weights"])
@@ -81,12 +102,15 @@ def test_loss_is_each_sum_over_its_weight_of_the_whole_batch(batch):
     np.testing.assert_allclose(history[0]["square_small"], small, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("devices", "micro_batches"), [(1, 2), (1, 8), (8, 1), (8, 2), (4, 4)]
-)
-def test_cutting_the_batch_changes_nothing(batch, devices, micro_batches):
+LAYOUTS = [(1, 2, "jit"), (1, 8, "jit"), (8, 1, "jit"), (8, 2, "jit"), (4, 4, "jit")]
+LAYOUTS += [(8, 1, "pmap"), (2, 4, "pmap")]
+
+
+@pytest.mark.parametrize(("devices", "micro_batches", "mode"), LAYOUTS)
+def test_cutting_the_batch_changes_nothing(batch, devices, micro_batches, mode):
+    """Nor what dropout draws."""
     whole, expected = run(batch, devices=1, micro_batches=1)
-    state, history = run(batch, devices=devices, micro_batches=micro_batches)
+    state, history = run(batch, devices=devices, micro_batches=micro_batches, mode=mode)
     for one, other in zip(expected, history, strict=True):
         for name, value in one.items():
             np.testing.assert_allclose(other[name], value, rtol=1e-5, err_msg=name)
@@ -95,14 +119,9 @@ def test_cutting_the_batch_changes_nothing(batch, devices, micro_batches):
     )
 
 
-def test_dropout_does_not_depend_on_the_devices_but_on_the_step(batch):
-    _, one = run(batch, devices=1, micro_batches=1, drop=True)
-    _, eight = run(batch, devices=8, micro_batches=1, drop=True)
-    for a, b in zip(one, eight, strict=True):
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+def test_dropout_depends_on_the_step(batch):
     tx = optax.sgd(0.0)  # the parameters stay: only the mask can change the loss
-    params = {"kernel": jnp.ones(FEATURES), "drop": jnp.zeros(())}
-    state = create_state(params, tx)
+    state = create_state({"kernel": jnp.ones(FEATURES)}, tx)
     step = jax.jit(make_train_step(loss_terms, tx, lambda _: 0.0, micro_batches=1))
     first, metrics = step(state, batch, jax.random.key(0))
     _, again = step(state, batch, jax.random.key(0))
@@ -121,7 +140,7 @@ def test_micro_batches_draw_different_dropout(batch):
         return terms
 
     tx = optax.sgd(0.0)
-    params = {"kernel": jnp.ones(FEATURES), "drop": jnp.zeros(())}
+    params = {"kernel": jnp.ones(FEATURES)}
     step = make_train_step(spy, tx, lambda _: 0.0, micro_batches=4)
     jax.block_until_ready(
         jax.jit(step)(create_state(params, tx), same, jax.random.key(0))
@@ -132,7 +151,7 @@ def test_micro_batches_draw_different_dropout(batch):
 
 def test_weights_that_sum_to_less_than_one_are_divided_by_too(batch):
     batch["weights"] = np.where(np.arange(ROWS) == 9, 0.25, 0.0).astype(np.float32)
-    _, history = run(batch, devices=1, micro_batches=2, steps=1)
+    _, history = run(batch, devices=1, micro_batches=2, steps=1, terms=without_dropout)
     error = batch["x"][9] @ np.linspace(-1.0, 1.0, FEATURES) - batch["y"][9]
     np.testing.assert_allclose(history[0]["square_loss"], error**2, rtol=1e-5)
 
@@ -149,6 +168,148 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_is_finite(batch):
 def test_three_updates_leave_step_three(batch):
     state, _ = run(batch, devices=1, micro_batches=1, steps=3)
     assert int(state.step) == 3
+
+
+# What a state, a batch and a trial can be.
+
+
+def average(state):
+    """Of the parameters after each update, half the weight to the last one."""
+    return jax.tree.map(lambda a, p: 0.5 * a + 0.5 * p, state.extra, state.params)
+
+
+def test_averaged_weights_are_carried_saved_and_resumed(batch, tmp_path):
+    tx = optax.adam(0.1)
+    start = {"kernel": jnp.linspace(-1.0, 1.0, FEATURES)}
+    step = jax.jit(
+        make_train_step(
+            loss_terms, tx, lambda _: 0.1, micro_batches=2, next_extra=average
+        )
+    )
+    state, key = create_state(start, tx, extra=start), jax.random.key(0)
+    by_hand = np.linspace(-1.0, 1.0, FEATURES)
+    checkpoints = Checkpoints(tmp_path)
+    for number in range(3):
+        if number == 2:
+            checkpoints.save(state)
+            checkpoints.wait()
+            state = checkpoints.restore(create_state(start, tx, extra=start))
+        state, _ = step(state, batch, key)
+        by_hand = (by_hand + np.asarray(state.params["kernel"])) / 2
+    checkpoints.close()
+    np.testing.assert_allclose(state.extra["kernel"], by_hand, rtol=1e-5)
+    plain, _ = run(batch, devices=1, micro_batches=1)
+    np.testing.assert_allclose(
+        state.params["kernel"], plain.params["kernel"], rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small GPT with dropout."""
+    fields = gpt_mini.get_config("tiny").model
+    fields.update(precision="float32", num_layers=1, vocab_size=64)
+    fields.update(embedding_dropout=0.1, residual_dropout=0.1, attention_dropout=0.1)
+    return models.build(fields)
+
+
+def words(length, seed):
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, 64, (ROWS, length), np.int32)
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "weights": (generator.random(tokens.shape) < 0.5).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def two_ways():
+    """Rows whose next words are predicted, and rows of which three words are."""
+    causal, masked = words(8, 0), words(12, 1)
+    causal["weights"][:5] = 0.0
+    masked |= {name: masked[name][:, :3] for name in ("targets", "weights")}
+    places = np.sort(np.random.default_rng(2).integers(0, 12, (ROWS, 3), np.int32))
+    return {"causal": causal, "masked": masked | {"predict_positions": places}}
+
+
+@pytest.mark.parametrize(
+    ("devices", "micro_batches", "mode"), [(1, 2, "jit"), (8, 1, "jit"), (8, 2, "pmap")]
+)
+def test_a_batch_of_two_batches_trains_one_model_two_ways(
+    model, two_ways, devices, micro_batches, mode
+):
+    def terms(params, batch, key):
+        causal = model.apply(params, batch["causal"], key)["causal_lm"]
+        masked = model.apply(params, batch["masked"], key)["causal_lm"]
+        places = batch["masked"]["predict_positions"][..., None]
+        states = jnp.take_along_axis(masked.states, places, axis=1)
+        return {
+            "causal": word_loss(causal, batch["causal"], 1),
+            "masked": word_loss(masked._replace(states=states), batch["masked"], 1),
+        }
+
+    params = init_params(model, two_ways["causal"], 0)
+    settings = {"terms": terms, "params": params}
+    _, expected = run(two_ways, devices=1, micro_batches=1, **settings)
+    _, history = run(
+        two_ways, devices=devices, micro_batches=micro_batches, mode=mode, **settings
+    )
+    for one, other in zip(expected, history, strict=True):
+        for name in ("causal_loss", "masked_loss", "loss"):
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-5)
+    assert expected[2]["causal_loss"] < expected[0]["causal_loss"]
+    assert expected[2]["masked_loss"] < expected[0]["masked_loss"]
+
+
+def test_trials_of_other_rates_and_seeds_as_one_step_equal_each_alone(model):
+    batch = jax.tree.map(jnp.asarray, words(8, 0))
+    groups = assign_groups(
+        shapes_of(model, batch),
+        parse_groups(((".*", {}),)),
+        weight_decay=0.01,
+        no_decay=(),
+    )
+
+    def terms(params, batch, key):
+        output = model.apply(params, batch, key)["causal_lm"]
+        return {"lm": word_loss(output, batch, 1)}
+
+    def made(trial):
+        schedule = {
+            "schedule": "linear",
+            "learning_rate": trial["learning_rate"],
+            "end_learning_rate": 0.0,
+            "warmup_steps": 1,
+            "total_steps": 4,
+        }
+        tx = make_optimizer(
+            groups, schedule, b1=0.9, b2=0.99, epsilon=1e-3, clip_norm=1.0, adam="adamw"
+        )
+        params = init_params(model, batch, trial["seed"])
+        step = make_train_step(terms, tx, make_schedule(**schedule), micro_batches=1)
+        return create_state(params, tx), step
+
+    def one(trial, state):
+        return made(trial)[1](state, batch, jax.random.key(trial["seed"]))
+
+    def after_two(started, step, trial):
+        state, losses = started(trial), []
+        for _ in range(2):
+            state, metrics = step(trial, state)
+            losses.append(metrics["loss"])
+        return state.params, losses
+
+    start = jax.jit(lambda trial: made(trial)[0])
+    trials = {"learning_rate": jnp.float32([0.01, 0.1]), "seed": jnp.arange(2)}
+    together = after_two(jax.vmap(start), jax.jit(jax.vmap(one)), trials)
+    assert len({*np.ravel(together[1]).tolist()}) == 4
+    for i in range(2):
+        alone = after_two(start, jax.jit(one), jax.tree.map(lambda x: x[i], trials))  # noqa: B023
+        for found, expected in zip(
+            *map(jax.tree.leaves, (together, alone)), strict=True
+        ):
+            np.testing.assert_allclose(found[i], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_means_of_an_empty_term_are_zero():

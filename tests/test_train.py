@@ -1,10 +1,12 @@
 """Whole runs: killed and resumed, on one device and on eight, evaluated exactly."""
 
+import dataclasses
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,11 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-import models
 import train
 from errors import UserError
-from training import costs, loop, parallel
-from training.checkpoints import load_params
+from training import costs, loop, parallel, runs
+from training.checkpoints import Checkpoints, load_params
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -65,30 +66,30 @@ def test_eight_devices_give_the_losses_of_one(name, folder):
         config = tiny(name, folder)
         config.run.mesh.data = devices
         workdir = folder / f"{name}_{devices}"
-        assert train.train(config, workdir) == 0
+        assert train.train(config, workdir).exit_status == 0
         losses[devices] = curve(workdir), curve(workdir, "eval/loss")
     np.testing.assert_allclose(losses[8][0], losses[1][0], rtol=1e-5)
     np.testing.assert_allclose(losses[8][1], losses[1][1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert_base", "bert_mini", "gpt_mini"])
-def test_evaluation_does_not_depend_on_the_batch_size(name, folder):
+def test_evaluation_does_not_depend_on_batch_size_or_micro_batches(name, folder):
     config = tiny(name, folder)
     mesh = parallel.make_mesh(1)
     data = train.open_data(config, mesh)
-    model = models.build(config.model.to_dict(), "float32")
-    loss_terms = train.LOSS_TERMS[config.objective.name](model, 1)
-    params = train.init_params(model, data.batches[0], 0)
+    params = train.make_job(config, data, mesh).fresh()
     found = []
-    for batch_size in (1, 5, 16):
+    for batch_size, micro_batches in ((1, 1), (5, 1), (16, 1), (16, 4)):
         config.data.batch_size = batch_size
-        evaluate = train.make_evaluate(
-            config, data, loss_terms, mesh, loop.StopSignal()
+        job = train.make_job(config, train.open_data(config, mesh), mesh)
+        programs = runs.Programs(
+            None, runs.evaluation(job, job.held_out, micro_batches), micro_batches
         )
-        found.append(evaluate(params))
-        assert evaluate(params) == found[-1]  # dropout is off
-    assert found[0].keys() == found[1].keys() == found[2].keys()
+        found.append(job.measure(programs, params, loop.StopSignal()))
+        again = job.measure(programs, params, loop.StopSignal())
+        assert again == found[-1]  # dropout is off
     for values in found[1:]:
+        assert values.keys() == found[0].keys()
         for key, value in values.items():
             np.testing.assert_allclose(value, found[0][key], rtol=1e-5, err_msg=key)
 
@@ -194,24 +195,29 @@ def test_the_same_line_twice_is_refused_and_the_first_goes_on(folder):
     assert [step for step, _ in curve(workdir)] == list(range(1, 301))
 
 
-def test_show_batch_prints_decoded_examples_and_trains_nothing(folder, capsys):
-    assert train.show_batch(tiny("bert_base", folder)) == 0
-    shown = capsys.readouterr().out
+def test_show_batch_is_decoded_examples_and_trains_nothing(folder):
+    shown = train.show_batch(tiny("bert_base", folder))
     assert "next sentence: " in shown
     assert "[CLS]" in shown
     assert "-> " in shown
 
 
-def test_dry_run_says_what_a_step_costs_and_trains_nothing(folder, capsys):
+def totals(shown):
+    """Bytes in all of each program of a dry run."""
+    lines = [line for line in shown.splitlines() if "total of a device" in line]
+    return [float(line.split()[-2].replace(",", "")) * 1e6 for line in lines]
+
+
+def test_dry_run_says_what_a_step_costs_and_trains_nothing(folder):
     config = tiny("gpt_mini", folder)
     config.run.mesh.data = 1
-    assert train.dry_run(config) == 0
-    shown = capsys.readouterr().out
+    shown = train.dry_run(config)
     params = 300 * 16 + 32 * 16 + 2 * (4 * 272 + 16 * 64 * 2 + 80 + 4 * 16) + 32
     assert config.model.vocab_size == 512
     params += (512 - 300) * 16
     assert f"gpt_mini_tiny: {params:,} parameters on 1 x cpu" in shown
-    assert "total of a device" in shown and "fits" in shown
+    assert "\nan update: " in shown and "\nan evaluation: " in shown
+    assert len(totals(shown)) == 2 and shown.count("\nfits") == 2
     assert not (folder / "runs").exists()
 
 
@@ -223,42 +229,141 @@ def test_micro_batches_are_as_few_as_fit_the_memory(folder, capsys, monkeypatch)
 
     def chosen(memory):
         monkeypatch.setattr(costs, "device_memory", lambda: memory)
-        train.dry_run(config)
-        return capsys.readouterr().out
+        shown = train.dry_run(config)
+        return capsys.readouterr().out, totals(shown)
 
-    shown = chosen(10**12)
-    assert "micro-batches: 1\n" in shown
-    (total,) = (line for line in shown.splitlines() if "total of a device" in line)
-    total = float(total.split()[-2].replace(",", "")) * 1e6
-    assert "micro-batches: 1\n" not in chosen(int(total))  # a tenth is kept free
+    said, (update, _) = chosen(10**12)
+    assert said.endswith("micro-batches: 1\n")
+    # A tenth is kept free.
+    assert chosen(int(update))[0].endswith("micro-batches: 2\n")
     with pytest.raises(UserError, match=r"run\.micro_batches doubled halves"):
         chosen(1000)
 
 
+def test_an_evaluation_that_alone_would_not_fit_is_cut(folder, capsys, monkeypatch):
+    """The update computes its logits in parts, the evaluation is made to need more."""
+    config = tiny("gpt_mini", folder)
+    config.data.batch_size = 4
+    config.run.update(micro_batches=0)
+    config.run.mesh.data = 1
+    update, held_out = totals(train.dry_run(config))
+    assert held_out < update
+    real = runs.evaluation
+
+    def needy(job, feed, micro_batches):
+        """Holds 16 MB more a row of a micro-batch."""
+        evaluate = job.evaluate
+
+        def larger(params, part):
+            terms, outputs = evaluate(params, part)
+            scratch = np.ones((1, 2**22), np.float32) * part["weights"][:, :1]
+            kept = jax.numpy.sort(scratch).sum() * 0
+            loss, weight, sums = terms["causal_lm"]
+            return {"causal_lm": (loss + kept, weight, sums)}, outputs
+
+        return real(dataclasses.replace(job, evaluate=larger), feed, micro_batches)
+
+    monkeypatch.setattr(runs, "evaluation", needy)
+    capsys.readouterr()
+    update, held_out = totals(train.dry_run(config))
+    assert held_out > 2 * update and "micro-batches: 1\n" in capsys.readouterr().out
+    monkeypatch.setattr(costs, "device_memory", lambda: int(held_out))
+    (_, less) = totals(train.dry_run(config))
+    assert "micro-batches: 2\n" in capsys.readouterr().out
+    assert less < 0.9 * held_out
+
+
 def test_a_run_in_parts_has_the_same_losses(folder):
+    """Dropout draws the same in micro-batches and under pmap."""
+    parts = {"micro_batches": 2, "logit_chunks": 3, "remat": "matmuls"}
     losses = []
-    for settings in ({}, {"micro_batches": 2, "logit_chunks": 3, "remat": "matmuls"}):
+    for devices, settings in (
+        (1, {}),
+        (2, parts),
+        (2, {"parallel": "pmap", "micro_batches": 2}),
+    ):
         config = tiny("bert_base", folder)
-        config.model.update(residual_dropout=0.0, attention_dropout=0.0)
-        config.model.embedding_dropout = 0.0  # drawn anew in each micro-batch
+        assert config.model.residual_dropout == config.model.attention_dropout == 0.1
         config.run.update(settings)
-        config.run.mesh.data = 2
+        config.run.mesh.data = devices
         workdir = folder / f"parts_{len(losses)}"
-        assert train.train(config, workdir) == 0
+        assert train.train(config, workdir).exit_status == 0
         losses.append(curve(workdir))
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+        np.testing.assert_allclose(losses[-1], losses[0], rtol=1e-5)
+
+
+def test_heldout_tokens_cap_the_evaluation(folder):
+    """In whole rows, one at least; 0 is all."""
+    config = tiny("gpt_mini", folder)
+    config.data.batch_size = 4
+
+    def rows(tokens):
+        config.data.heldout_tokens = tokens
+        batches = train.open_data(config, parallel.make_mesh(1)).heldout_batches
+        used = [
+            (batches[i]["segment_ids"] > 0).any(axis=1) for i in range(len(batches))
+        ]
+        return int(np.sum(used))
+
+    every = rows(0)
+    assert every > 5
+    found = [rows(tokens) for tokens in (1, 32, 5 * 32, 10**6)]
+    assert found == [1, 1, 5, every]
+
+
+def test_a_run_that_is_done_says_so_and_is_left_alone(folder, capsys, monkeypatch):
+    config = tiny("bert_mini", folder)
+    config.run.mesh.data = 1
+    done = train.train(config, folder / "done")
+    (*_, (step, loss)) = curve(folder / "done", "eval/loss")
+    assert (done.folder, done.step, step) == (folder / "done", 6, 6)
+    assert done.metrics["loss"] == loss and done.signal is None
+
+    def fail(*arguments):
+        raise AssertionError(arguments)
+
+    for module, name in (
+        (parallel, "compile_train_step"),
+        (parallel, "compile_eval_step"),
+        (parallel, "start_state"),
+        (Checkpoints, "restore"),
+    ):
+        monkeypatch.setattr(module, name, fail)
+    capsys.readouterr()
+    assert train.train(config, folder / "done") == done
+    shown = capsys.readouterr().out
+    assert "step 6: the run is done\n" in shown and "compiles" not in shown
+
+
+def test_a_run_that_is_stopped_says_by_what(folder):
+    config = tiny("bert_mini", folder)
+    config.run.mesh.data = 1
+    config.optim.update(total_steps=4000, eval_every_steps=4000)
+    workdir = folder / "stopped"
+
+    def stop():
+        while not (workdir / "metrics.jsonl").exists() or not curve(workdir):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    result = train.train(config, workdir)
+    thread.join()
+    assert (result.signal, result.exit_status) == (signal.SIGTERM, 143)
+    assert result.step == curve(workdir)[-1][0] < 4000 and result.metrics == {}
 
 
 def test_going_on_from_another_run_takes_its_weights_and_tokenizer(folder, capsys):
     first = tiny("bert_mini", folder)
     first.run.mesh.data = 1
-    assert train.train(first, folder / "first") == 0
+    assert train.train(first, folder / "first").exit_status == 0
     config = tiny("bert_mini", folder)
     config.run.mesh.data = 1
     config.init_from = str(folder / "first")
     config.data.tokenizer.vocab_size = 200  # would be another tokenizer
     config.optim.update(total_steps=1, warmup_steps=0, learning_rate=0.0)
-    assert train.train(config, folder / "second") == 0
+    assert train.train(config, folder / "second").exit_status == 0
     assert "taken" in capsys.readouterr().out
     one, other = load_params(folder / "first")[0], load_params(folder / "second")[0]
     jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -274,7 +379,7 @@ def test_going_on_from_another_run_takes_its_weights_and_tokenizer(folder, capsy
 def test_speed_is_logged_with_what_is_no_padding(folder):
     config = tiny("bert_base", folder)
     config.run.mesh.data = 1
-    assert train.train(config, folder / "speed") == 0
+    assert train.train(config, folder / "speed").exit_status == 0
     rows = read_metrics(folder / "speed" / "metrics.jsonl")
     row = next(row for row in rows if "train/loss" in row)
     tokens, useful = (

@@ -1,0 +1,72 @@
+"""The life of a run: batches made ahead; the rest of it is in test_train.py."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+
+import train
+from configs import gpt_mini
+from training import parallel, runs
+
+ROOT = Path(__file__).parent.parent
+ROWS, LENGTH = 4, 8
+
+
+def numbered(number):
+    tokens = np.full((ROWS, LENGTH), number % 64, np.int32)
+    return {
+        "tokens": tokens,
+        "segment_ids": np.ones_like(tokens),
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "targets": tokens,
+        "weights": np.ones(tokens.shape, np.float32),
+    }
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_made_ahead_keep_their_order_and_start_anywhere(threads):
+    config = gpt_mini.get_config("tiny")
+    config.data.update(batch_size=ROWS, sequence_length=LENGTH)
+    config.run.data_threads = threads
+    batches = grain.MapDataset.range(10**9).map(numbered)
+    data = train.Data(*[None] * 4, batches, batches)
+    job = train.make_job(config, data, parallel.make_mesh(4))
+    for start in (0, 29):
+        ahead = runs.device_batches(job, start, micro_batches=1)
+        for step, batch in enumerate(itertools.islice(ahead, 20), start):
+            assert len(batch["tokens"].sharding.device_set) == 4
+            np.testing.assert_array_equal(batch["tokens"], numbered(step)["tokens"])
+
+
+def test_threads_end_with_the_interpreter():
+    script = """
+from types import SimpleNamespace
+import grain, numpy
+from training import parallel, runs
+
+batches = grain.MapDataset.range(10**9).map(
+    lambda i: {"number": numpy.full(1, i), "work": numpy.full(1, sum(range(10**5)))}
+)
+job = SimpleNamespace(
+    plan=SimpleNamespace(mesh=parallel.make_mesh(1)),
+    train=runs.Feed(batches, 1, is_whole=False),
+    run=SimpleNamespace(data_threads=2),
+)
+ahead = runs.device_batches(job, 0, 1)
+print(*next(ahead)["number"], *next(ahead)["number"])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (process.returncode, process.stdout) == (0, "0 1\n"), process.stderr
+    assert "Traceback" not in process.stderr
