@@ -344,7 +344,7 @@ def test_every_layout_does_what_one_device_does(
 
 def test_frozen_groups_stay_and_others_move(given, tmp_path):
     config = topic_config(
-        runs,
+        given,
         optim__groups=((r"(embeddings|layer_0)/.*", {"frozen": True}), (".*", {})),
     )
     assert finetune.finetune(config, tmp_path / "run").exit_status == 0
