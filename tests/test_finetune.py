@@ -344,7 +344,7 @@ def test_every_layout_does_what_one_device_does(
 
 def test_frozen_groups_stay_and_others_move(given, tmp_path):
     config = topic_config(
-        runs,
+        given,
         optim__groups=((r"(embeddings|layer_0)/.*", {"frozen": True}), (".*", {})),
     )
     assert finetune.finetune(config, tmp_path / "run").exit_status == 0
@@ -518,8 +518,7 @@ def test_settings_of_the_computation_reach_the_model(given, monkeypatch):
     assert loss_program(config).count("scan[") > plain.count("scan[")
     config.run.logit_chunks = 1
     config.run.remat = "block"
-    recomputed = loss_program(config).count("checkpoint") - plain.count("checkpoint")
-    assert recomputed > 0
+    assert loss_program(config).count("remat2[") > plain.count("remat2[")
     fused = []
     monkeypatch.setattr(
         finetune.heads,

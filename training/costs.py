@@ -226,5 +226,6 @@ def memory_explained(remedies: str, compiled: Any | None = None) -> Iterator[Non
 REMEDIES = (
     "run.micro_batches doubled halves the activations; run.remat=block keeps one "
     "activation a layer; run.logit_chunks divides the logits; run.mesh.fsdp cuts the "
-    "state over devices; data.batch_size and model sizes change the results"
+    "state over devices; data.batch_size, data.sequence_length (fine-tuning: "
+    "data.max_length) and model sizes change the results"
 )
