@@ -17,15 +17,15 @@ class Examples:
     def __len__(self):
         return len(self.windows)
 
-    def example(self, index, generator):
-        row = self.windows.example(index, generator)
-        segments = row["segment_ids"]
-        targets, weights = np.zeros_like(row["tokens"]), np.zeros_like(row["weights"])
-        targets[: -self.skip] = row["tokens"][self.skip :]
-        weights[: -self.skip] = (segments[self.skip :] == segments[: -self.skip]) & (
-            segments[self.skip :] > 0
+    def batch(self, visits):
+        rows = self.windows.batch(visits)
+        segments, ahead = rows["segment_ids"], self.skip
+        targets, weights = np.zeros_like(rows["tokens"]), np.zeros_like(rows["weights"])
+        targets[:, :-ahead] = rows["tokens"][:, ahead:]
+        weights[:, :-ahead] = (segments[:, ahead:] == segments[:, :-ahead]) & (
+            segments[:, ahead:] > 0
         )
-        return row | {"targets": targets, "weights": weights}
+        return rows | {"targets": targets, "weights": weights}
 
 
 def loss_terms(model, logit_chunks):
