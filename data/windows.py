@@ -11,11 +11,12 @@ packed into the row, 0 for padding); `positions [B, T]`; where texts have two si
 or at `[B, P]` with `predict_positions [B, P]`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Shaped
+from jaxtyping import Float32, Int32, Int64, Integer, Shaped
 
 from data import draws
 from data.draws import Draws
@@ -124,30 +125,39 @@ def evaluation_batches(
     return grain.MapDataset.range(-(-count // batch_size)).map(batch)
 
 
-def describe(batch: Batch, tokenizer: Tokenizer, rows: int) -> str:
+def describe(
+    batch: Batch,
+    tokenizer: Tokenizer,
+    rows: int,
+    told: Callable[[int], list[str]] = lambda row: [],
+) -> str:
     """The first rows of a batch for a reader: decoded, predictions marked, padding.
 
     In masked rows a predicted piece is shown as {input -> target}. In causal rows each
     piece predicts the next one; `|` stands after a piece that predicts nothing.
+
+    Args:
+        told: (row) -> lines that say more of it.
     """
     lines = []
     for row in range(min(rows, len(batch["tokens"]))):
         example = {name: np.asarray(array[row]) for name, array in batch.items()}
         segment_ids = example["segment_ids"]
         real = np.count_nonzero(segment_ids)
-        lines.append(
-            f"row {row}: {real} tokens, {len(segment_ids) - real} padding, "
-            f"{segment_ids.max()} document(s), "
-            f"{np.count_nonzero(example['weights'])} predicted"
-        )
+        line = f"row {row}: {real} tokens, {len(segment_ids) - real} padding"
+        notes: dict[int, str] = {}
+        if "targets" in example:
+            line += f", {np.count_nonzero(example['weights'])} predicted"
+            notes = _notes(example, tokenizer)
+        lines.append(line)
         for name, array in example.items():
             if not array.ndim and not name.endswith("weights"):  # of the whole row
                 lines.append(f"  {name.replace('_', ' ')}: {array}")
-        notes = _notes(example, tokenizer)
         for segment in range(1, segment_ids.max() + 1):
             places = np.flatnonzero(segment_ids == segment)
             text = _decoded(example["tokens"], places, notes, tokenizer)
-            lines.append(f"  document {segment}: {text}")
+            lines.append(f"  sequence {segment}: {text}")
+        lines += told(row)
     padding = np.mean(batch["segment_ids"] == 0)
     lines.append(f"padding: {padding:.1%} of the batch's {batch['tokens'].size} tokens")
     return "\n".join(lines)
@@ -220,8 +230,8 @@ def read(
 
 
 def next_token_targets(
-    tokens: Int32[np.ndarray, "B T"], segment_ids: Int32[np.ndarray, "B T"]
-) -> tuple[Int32[np.ndarray, "B T"], Float32[np.ndarray, "B T"]]:
+    tokens: Integer[np.ndarray, "B T"], segment_ids: Integer[np.ndarray, "B T"]
+) -> tuple[Integer[np.ndarray, "B T"], Float32[np.ndarray, "B T"]]:
     """The next token of every token but the last of its segment; their weights."""
     targets, weights = np.zeros_like(tokens), np.zeros(tokens.shape, np.float32)
     following = segment_ids[:, 1:]

@@ -725,9 +725,9 @@ def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_exampl
     )
     batch = windows.evaluation_batches(causal, batch_size=1)[0]
     assert windows.describe(batch, tokenizer, 1).splitlines() == [
-        "row 0: 6 tokens, 2 padding, 2 document(s), 4 predicted",
-        "  document 1: a b c [SEP] |",
-        "  document 2: d [SEP] |",
+        "row 0: 6 tokens, 2 padding, 4 predicted",
+        "  sequence 1: a b c [SEP] |",
+        "  sequence 2: d [SEP] |",
         "padding: 25.0% of the batch's 8 tokens",
     ]
     masked = masked_examples(
@@ -740,10 +740,10 @@ def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_exampl
     )
     batch = windows.evaluation_batches(masked, batch_size=2)[0]
     assert windows.describe(batch, tokenizer, 2).splitlines() == [
-        "row 0: 6 tokens, 2 padding, 2 document(s), 2 predicted",
-        "  document 1: [CLS] {[MASK] -> a} [SEP]",
-        "  document 2: [CLS] {[MASK] -> b} [SEP]",
-        "row 1: 0 tokens, 8 padding, 0 document(s), 0 predicted",
+        "row 0: 6 tokens, 2 padding, 2 predicted",
+        "  sequence 1: [CLS] {[MASK] -> a} [SEP]",
+        "  sequence 2: [CLS] {[MASK] -> b} [SEP]",
+        "row 1: 0 tokens, 8 padding, 0 predicted",
         "padding: 62.5% of the batch's 16 tokens",
     ]
     batches = windows.training_batches(all_examples["pairs"], batch_size=4, seed=0)
