@@ -11,46 +11,44 @@ predict.py. `export` writes a folder that transformers loads.
 """
 
 import argparse
-import dataclasses
-import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tokenizers as tokenizers_library
-from data.tasks import Task
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 import configs
 import errors
 import models
-from configs.finetune import choice, similarity, squad, tagging, topic
+from configs.finetune import OF_KIND
 from data import tokenizers
-from data.tokenizers import GPT_SPECIAL_TOKENS, JsonTokenizer, Tokenizer
+from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import UserError
 from formats.google import read_google
 from formats.names import (
-    BERT_ROWS,
     BUFFERS,
     FORMATS,
     Architecture,
     Flat,
     Shape,
     find,
+    pretraining_heads,
     rows_of,
 )
 from formats.openai import read_openai
-from formats.source import Source, Weight, read_json
+from formats.source import Source, Weight
 from formats.transformers import (
     exported_architecture,
     exported_task,
     read_transformers,
     write_transformers,
 )
+from pretraining import way_of
+from tasks import KINDS, splits
 from training.checkpoints import Checkpoints, load_params
 from training.step import TrainState
 
@@ -58,13 +56,6 @@ READERS = {  # by the file that describes the folder
     "config.json": read_transformers,
     "bert_config.json": read_google,
     "params_shapes.json": read_openai,
-}
-TASK_CONFIGS = {
-    "classification": topic.get_config,
-    "similarity": similarity.get_config,
-    "choice": choice.get_config,
-    "tagging": tagging.get_config,
-    "span": squad.get_config,
 }
 
 
@@ -98,8 +89,9 @@ def import_model(source: str, workdir: Path) -> None:
             f"model {fields['vocab_size']}: they do not belong together"
         )
     params, left = take(given, fields, source)
-    if fields["family"] == "gpt":
-        tokenizer, new = add_special_tokens(tokenizer)
+    form = FORMATS[given.architecture.model_type]
+    if form.lacks:
+        tokenizer, new = add_special_tokens(tokenizer, form.lacks)
         table, rows = grown(params["embeddings/token/embedding"], tokenizer.vocab_size)
         params["embeddings/token/embedding"] = table
         fields["vocab_size"] = len(table)
@@ -120,7 +112,8 @@ def import_model(source: str, workdir: Path) -> None:
     checkpoints.close()
     config = make_config(given, fields, labels, workdir)
     if given.architecture.kind:
-        write_task(config, labels, workdir)
+        task = splits.make_task(config, KINDS[config.task.kind])
+        splits.save_task(workdir, task, labels)
     configs.write_run_folder(workdir, config)  # last: a folder that has it is whole
     count = sum(array.size for array in params.values())
     print(
@@ -135,35 +128,21 @@ def make_config(
 ) -> ConfigDict:
     """A whole config: the paper's of train.py, or that of a kind of task."""
     if given.architecture.kind:
-        config = TASK_CONFIGS[given.architecture.kind]()
+        config = OF_KIND[given.architecture.kind]()
         config.head.dropout = given.head_dropout
         config.task.labels = labels
     else:
-        config = FORMATS[given.architecture.model_type].config()
+        form = FORMATS[given.architecture.model_type]
+        config = form.config()
         length = min(config.data.sequence_length, fields["max_positions"])
         config.data.sequence_length = length
-        if fields["family"] == "bert" and not fields["next_sentence_head"]:
-            config.objective.name = "masked_lm"
+        if not {*way_of(config.objective.name).outputs} <= models.outputs_of(fields):
+            config.objective.name = form.lesser_objective
             configs.keep_objective(config)
     config.name = workdir.name
     config.data.tokenizer.path = str(workdir)
     config.model = ConfigDict(fields | {"precision": config.model.precision})
     return config
-
-
-def write_task(config: ConfigDict, labels: tuple[str, ...], workdir: Path) -> None:
-    """The task of the head; its columns are the usual ones of its kind."""
-    spec = config.task
-    task = Task(
-        spec.kind,
-        spec.text_columns,
-        spec.label_column,
-        labels,
-        spec.question_columns,
-        spec.answer_columns,
-    )
-    text = json.dumps(dataclasses.asdict(task), indent=2, ensure_ascii=False) + "\n"
-    (workdir / "task.json").write_text(text, encoding="utf-8")
 
 
 def find_folder(source: str) -> Path:
@@ -207,23 +186,6 @@ def read_source(folder: Path) -> Source:
         f"{folder} holds no checkpoint that is known: it has none of "
         f"{', '.join(READERS)}"
     )
-
-
-def pretraining_heads(
-    architecture: Architecture, weights: Iterable[str]
-) -> dict[str, bool]:
-    """BERT's heads that the class must have, and those of which anything is there."""
-    if architecture.model_type != "bert":
-        return {}
-    needed = {*architecture.modules}
-    if architecture.name == "BertModel":
-        needed.clear()  # it may be without its pooler
-    for row in BERT_ROWS:
-        module = row.here.split("/")[0]
-        if any(name.startswith(f"{row.there}.") for name in weights):
-            needed.add(module)
-    fields = {f"{name}_head": name in needed for name in ("masked_lm", "next_sentence")}
-    return fields | {"pooler": "pooler" in needed}
 
 
 def take(
@@ -286,21 +248,18 @@ def expected_shapes(
     abstract = jax.eval_shape(init, jax.random.key(0), batch)
     flat = {path: leaf.shape for path, leaf in abstract.items()}
     if architecture.kind:
-        count = 2 if architecture.kind == "span" else 1
         name = f"{architecture.head}.weight"
-        if architecture.kind in ("classification", "tagging") and name in weights:
-            count = weights[name].shape[0]
+        labels = weights[name].shape[0] if name in weights else 1
+        count = KINDS[architecture.kind].head.num_outputs(labels)
         flat["head/dense/kernel"] = (fields["hidden_size"], count)
         flat["head/dense/bias"] = (count,)
     return flat
 
 
-def add_special_tokens(tokenizer: Tokenizer) -> tuple[Tokenizer, list[str]]:
-    """With GPT-1's start, delimiter and extract tokens at the end, and their names.
-
-    Released vocabularies lack them; fine-tuning frames its sequences with them.
-    """
-    names = GPT_SPECIAL_TOKENS[1:]
+def add_special_tokens(
+    tokenizer: Tokenizer, names: tuple[str, ...]
+) -> tuple[Tokenizer, list[str]]:
+    """With those of the names at the end that it lacks, and which these are."""
     new = [name for name in names if name not in tokenizer.pieces]
     if not new or not isinstance(tokenizer, JsonTokenizer):
         return tokenizer, []
@@ -318,9 +277,10 @@ def grown(table: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
 
 def label_names(given: Source, params: Flat) -> tuple[str, ...]:
     """The labels of the task; where config.json has none, LABEL_0, ... as there."""
-    if given.architecture.kind not in ("classification", "tagging", "choice"):
+    name = given.architecture.kind
+    if not name or KINDS[name].labels is None:
         return ()
-    if given.architecture.kind == "choice":
+    if KINDS[name].head.num_outputs(2) == 1:  # the head does not tell how many
         return given.labels or ("LABEL_0", "LABEL_1")
     count = len(params["head/dense/bias"])
     labels = given.labels or tuple(f"LABEL_{i}" for i in range(count))
@@ -345,10 +305,9 @@ def export_model(workdir: Path, target: Path) -> None:
     fields = config.model.to_dict()
     flat = models.cut_vocabulary(flatten_dict(params, sep="/"), fields)
     kind, task = "", {}
-    if (workdir / "task.json").exists():
-        spec = read_json(workdir / "task.json")
-        kind = spec["kind"]
-        task = exported_task(kind, spec["labels"], config.head.dropout)
+    if splits.is_task_run(workdir):
+        kind, labels = splits.load_task(workdir)
+        task = exported_task(kind, labels, config.head.dropout)
     architecture = exported_architecture(fields, kind, flat)
     tokenizer = tokenizers.load(str(workdir))
     left = write_transformers(target, architecture, fields, flat, tokenizer, task)

@@ -98,10 +98,11 @@ def finetune(config: ConfigDict, workdir: Path) -> Result:
             result = runs.execute(
                 job, workdir, stop, lambda first: describe(tuning, job, first)
             )
-            report(tuning, job, result)
             if result.signal is None:
                 write_results(tuning, job, workdir, stop)
                 parallel.wait_for_all()
+                result = dataclasses.replace(result, signal=stop.received)
+            report(tuning, job, result)
     return result
 
 

@@ -7,7 +7,7 @@ kinds of task bring the rows of their own fields.
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from errors import UserError
@@ -44,7 +44,7 @@ class Setting:
     type: type
     help: str
     range: str = ""
-    choices: tuple[Any, ...] = ()
+    choices: Collection[Any] = ()
     older: Any = NEVER
 
     def bounds(self) -> list[tuple[str, float]]:

@@ -333,7 +333,7 @@ def report(config: ConfigDict, result: Result, line: Line) -> None:
     if result.signal is not None:
         print(runs.stopped(result))
         return
-    (command, *_) = way_of(config.objective.name).commands
+    command = [*way_of(config.objective.name).commands, "embed"][0]
     print(f"use it: python predict.py {command} --workdir={workdir} --help")
 
 

@@ -132,7 +132,7 @@ def foreword(case: Case, **run: Any) -> Contender:
     import train
     from benchmarks import device
     from configs import bert_mini, gpt_mini
-    from training import costs, parallel
+    from training import costs, parallel, runs
 
     config = (bert_mini if case.family == "bert" else gpt_mini).get_config()
     config.data.update(batch_size=case.rows * case.devices, sequence_length=case.length)
@@ -153,34 +153,27 @@ def foreword(case: Case, **run: Any) -> Contender:
     config.model.precision = case.precision
     config.run.update(run)
     config.run.mesh.data = case.devices
-    train.start_jax(case.precision)
+    mesh = train.make_mesh(config)
     jax.config.update("jax_enable_compilation_cache", False)
     matmul_rate = device.matmul_rate(case.precision)
-    mesh = train.make_mesh(config)
-    model = train.build_model(config)
-    loss_terms = train.LOSS_TERMS[config.objective.name](model, 1)
     batch = make_batch(case)
-    groups, optimizer, plan = train.plan_state(config, model, batch, mesh)
-    params = train.init_params(model, batch, 0, parallel.places(plan.params))
-    flops = train.step_flops(config, params)
-    state = parallel.start_state(params, optimizer, plan)
+    job = train.make_job(config, train.Data(*[None] * 4, [batch], [batch]), mesh)
+    plan = job.plan
+    state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
     kind = jax.devices()[0].device_kind
     facts = {
         "what": f"jax {jax.__version__}, {case.devices} x {kind}",
         "device": kind,
-        "flops_per_token": flops / batch["tokens"].size,
+        "flops_per_token": job.flops / batch["tokens"].size,
         "useful": float(np.mean(batch["segment_ids"] > 0)),
         "peak_flops": costs.PEAK_FLOPS.get(kind),
         "matmul_rate": matmul_rate,
     }
-    rows = config.data.batch_size
-    on_device, key = parallel.shard_batch(batch, rows, mesh), jax.random.key(0)
+    on_device, key = job.train.placed(batch, mesh, 1), jax.random.key(0)
 
     @functools.cache
     def program() -> Callable:
-        return train.compile_train_step(
-            config, loss_terms, groups, optimizer, plan, batch, mesh
-        )
+        return runs.update(job, 1)
 
     def update() -> Any:
         nonlocal state

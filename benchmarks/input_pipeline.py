@@ -4,6 +4,7 @@ import resource
 import tempfile
 import time
 
+import grain
 from ml_collections import ConfigDict
 
 from data import shards, windows
@@ -25,7 +26,9 @@ def batches_per_second(config: ConfigDict) -> tuple[float, float]:
     batches = windows.training_batches(
         examples, batch_size=config.data.batch_size, seed=config.seed
     )
-    made = windows.prefetch(batches, 0, config.run.data_threads)
+    threads = config.run.data_threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    made = iter(batches.to_iter_dataset(options))
     next(made)
     tokens, useful, began = 0, 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:

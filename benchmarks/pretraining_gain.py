@@ -24,11 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.task_metrics import metrics_of
-
-import finetune
 from data import labelled
 from data.labelled import Record
+from tasks import KINDS, splits
 
 # Name -> config, stem of the files, ending, splits, further settings.
 SPLITS = ("train", "dev", "test")
@@ -161,15 +159,14 @@ def shown(values: list[float]) -> str:
 
 def floor_of(config: Any, seed: int, floors: dict) -> dict[str, float]:
     """Metrics of a floor on the test (else the held-out) file, with the same labels."""
-    config = config.copy_and_resolve_references()
-    config.seed = seed
-    task = finetune.make_task(config)
-    splits, labels = finetune.read_splits(config, task)
-    train, test = splits["train"], splits.get("test", splits["eval"])
+    kind = KINDS[config.task.kind]
+    task = splits.make_task(config, kind)
+    records, labels = splits.read(config.data, seed, kind, task)
+    train, test = records["train"], records.get("test", records["eval"])
     gold = [record.fields[task.label_column] for record in test]
     predicted = floors[task.kind](task, train, test)
     predicted = [p | {"gold": g} for p, g in zip(predicted, gold, strict=True)]
-    return metrics_of(task.kind, predicted, labels)
+    return kind.measure(predicted, labels)
 
 
 def texts_of(records: list[Record], columns: tuple[str, ...]) -> list[str]:

@@ -22,14 +22,14 @@ from training.optimizers import (
     parse_groups,
 )
 
-FAMILY = Setting("model.family", str, "One of models/.", choices=(*FAMILIES,))
+FAMILY = Setting("model.family", str, "One of models/.", choices=FAMILIES)
 WAY = Setting(
     "objective.name",
     str,
     "Way to pre-train, one of pretraining/.",
-    choices=(*PRETRAININGS,),
+    choices=PRETRAININGS,
 )
-KIND = Setting("task.kind", str, "One of tasks/.", choices=(*KINDS,))
+KIND = Setting("task.kind", str, "One of tasks/.", choices=KINDS)
 
 COMMON = (
     Setting("name", str, "Of the run, whose folder is runs/NAME."),

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import bert_base, gpt1, gpt2
+from data.tokenizers import GPT_SPECIAL_TOKENS
 
 Shape = tuple[int, ...]
 Flat = dict[str, np.ndarray]  # parameters by path, "layer_0/attention/query/kernel"
@@ -92,6 +93,9 @@ class Format:
         activations: key of config.json, and its values in terms of `model.activation`;
             the first that says a thing is the one written.
         fixed: the only value of a key of config.json that the model here can have.
+        lacks: special tokens that no vocabulary of them has, and fine-tuning frames
+            its sequences with.
+        lesser_objective: of a model without all the heads that the config's needs.
     """
 
     config: Callable[[], ConfigDict]
@@ -102,6 +106,8 @@ class Format:
     settings: dict[str, str]
     activations: tuple[str, dict[str, str]]
     fixed: dict[str, Any]
+    lacks: tuple[str, ...] = ()
+    lesser_objective: str = ""
 
 
 GELUS = {
@@ -153,6 +159,7 @@ FORMATS = {
             "position_embedding_type": "absolute",
             "tie_word_embeddings": True,
         },
+        lesser_objective="masked_lm",
     ),
     "gpt2": Format(
         config=gpt2.get_config,
@@ -168,6 +175,7 @@ FORMATS = {
             "add_cross_attention": False,
             "tie_word_embeddings": True,
         },
+        lacks=GPT_SPECIAL_TOKENS[1:],
     ),
     "openai-gpt": Format(
         config=gpt1.get_config,
@@ -179,6 +187,7 @@ FORMATS = {
         settings=GPT_SETTINGS,
         activations=("afn", {"gelu": "gelu_tanh", "relu": "relu"}),  # its own names
         fixed={"tie_word_embeddings": True},
+        lacks=GPT_SPECIAL_TOKENS[1:],
     ),
 }
 # transformers' values of what a config.json need not say.
@@ -273,3 +282,20 @@ def normal_name(name: str, form: Format) -> str:
     """The name without its prefix, and with the norms' names of after 2019."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name.removeprefix(form.prefix))
+
+
+def pretraining_heads(
+    architecture: Architecture, weights: Iterable[str]
+) -> dict[str, bool]:
+    """BERT's heads that the class must have, and those of which anything is there."""
+    if architecture.model_type != "bert":
+        return {}
+    needed = {*architecture.modules}
+    if architecture.name == "BertModel":
+        needed.clear()  # it may be without its pooler
+    for row in BERT_ROWS:
+        module = row.here.split("/")[0]
+        if any(name.startswith(f"{row.there}.") for name in weights):
+            needed.add(module)
+    fields = {f"{name}_head": name in needed for name in ("masked_lm", "next_sentence")}
+    return fields | {"pooler": "pooler" in needed}

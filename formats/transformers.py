@@ -294,7 +294,7 @@ def exported_settings(fields: dict[str, Any], form: Format) -> dict[str, Any]:
     return settings | {key: names[0], "dtype": "float32"}
 
 
-def exported_task(kind: str, labels: list[str], dropout: float) -> dict[str, Any]:
+def exported_task(kind: str, labels: tuple[str, ...], dropout: float) -> dict[str, Any]:
     """What config.json says of a task."""
     described: dict[str, Any] = {"classifier_dropout": dropout}
     if kind == "similarity":

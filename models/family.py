@@ -7,10 +7,11 @@ from typing import Any
 from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from settings import Rule, Setting
 
-Fields = Mapping[str, Any]  # `model` of a config
+Fields = Mapping[str, Any] | ConfigDict  # `model` of a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Family:
     """What a family is to the others.
 
     Attributes:
-        module: built from the fields of `model`, and dtype, remat, fused_attention.
+        module: built from the fields of `model`, and dtype, remat, fused_attention; one
+            that can continue a text has an `empty_cache`, see `models/gpt.py`.
         inputs: the arrays of a batch that it reads, as far as they are there.
         sees: what a position sees, "left" or "both" sides; one that can do either has
             both.

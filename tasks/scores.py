@@ -21,7 +21,7 @@ def slots(batch: Batch) -> Iterator[tuple[int, int, int]]:
 
 def by_slot(
     batch: Batch, scores: Float[np.ndarray, "B E *K"]
-) -> Iterator[tuple[int, Float[np.ndarray, "*K"]]]:
+) -> Iterator[tuple[int, Float[np.ndarray, "*K"] | np.floating]]:
     """Index and scores of each example."""
     for row, slot, index in slots(batch):
         yield index, scores[row, slot]

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from data.labelled import Record
 from data.tokenizers import Tokenizer
@@ -54,7 +53,7 @@ def score_of(record: Record, task: Task) -> float:
 def predict(
     examples: Examples,
     records: list[Record],
-    found: dict[int, Float[np.ndarray, ""]],
+    found: dict[int, np.floating],
     task: Task,
 ) -> list[dict[str, Any]]:
     return [{"score": float(found[index])} for index in range(len(records))]

@@ -10,7 +10,7 @@ os.environ["XLA_FLAGS"] = (
 from jaxtyping import install_import_hook
 
 # Every annotated shape becomes a check; must run before the packages are imported.
-CHECKED = ["models", "objectives", "pretraining", "tasks", "training"]
+CHECKED = ["models", "objectives", "pretraining", "tasks", "training", "use"]
 CHECKED += ["data.draws", "data.shards", "data.windows", "data.masking"]
 CHECKED += ["data.labelled"]
 install_import_hook(CHECKED, "beartype.beartype")

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import device
 from benchmarks.contenders import Case, all_targets, make_batch
+from models.attention import Mask, attention
 
 ROOT = Path(__file__).parents[1]
 BERT = Case("bert", 64, 32, 1, 1, 16, 100, 4, 0.2, 0.0, "float32")
@@ -93,8 +94,8 @@ def test_all_contenders_predict_the_same_of_the_same_rows():
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_check_of_attention_finds_a_leak_between_documents(broken):
     def leaking(query, key, value, mask):
-        return device.by_the_formula(query, key, value, True)
+        return device.by_the_formula(query, key, value, Mask(None, None, 0, True))
 
-    attend = leaking if broken else device.plain
+    attend = leaking if broken else attention
     found = device.differences(attend, "packed", 16, True, "float32")
     assert all((value > device.LIMITS["float32"]) == broken for value in found)

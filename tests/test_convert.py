@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.tasks import make_frame
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import flax
 from safetensors.numpy import load_file, save_file
@@ -32,6 +31,7 @@ from models.heads import HeadSpec
 from models.transformer import Block, logits
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
+from tasks.encoding import make_frame
 from training.checkpoints import load_params
 from training.optimizers import (
     assign_groups,
@@ -75,7 +75,7 @@ def open_run(workdir, vocab_size):
     config = configs.read_config(workdir)
     params, step = load_params(workdir)
     assert step == 0
-    fields = config.model.to_dict() | {"vocab_size": vocab_size}
+    fields = config.model.to_dict() | {"vocab_size": vocab_size, "precision": "float32"}
     flat = models.cut_vocabulary(flatten_dict(params, sep="/"), fields)
     params = unflatten_dict(models.fill_vocabulary(flat, fields), sep="/")
     if not (workdir / "task.json").exists():
@@ -700,7 +700,7 @@ def test_openai_release(tmp_path):
     np.testing.assert_array_equal(params["layer_0/feed_forward_norm/bias"], bias)
     fields = configs.read_config(tmp_path / "run").model
     assert (fields.num_heads, fields.table_dropout, fields.pre_norm) == (1, True, False)
-    make_frame(tokenizers.load(str(tmp_path / "run")), "decoder")
+    make_frame(tokenizers.load(str(tmp_path / "run")), models.FAMILIES["gpt"])
     (folder / "params_9.npy").unlink()
     with pytest.raises(UserError, match=r"params_9\.npy"):
         convert.import_model(str(folder), tmp_path / "again")

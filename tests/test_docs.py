@@ -77,3 +77,11 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                     continue
                 understood += 1
     assert understood > 10
+
+
+def test_the_step_that_the_documents_show_is_taken():
+    (code,) = re.findall(r"^```python\n(.*?)^```", TEXTS["step.md"], re.DOTALL | re.M)
+    made = {}
+    exec(code, made)
+    assert made["state"].step == 1
+    assert 5 < made["metrics"]["loss"] < 8  # ln 512 = 6.2

@@ -1,32 +1,34 @@
 """Fine-tuning: packed equals padded, a whole run, and what does not fit."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 from types import SimpleNamespace
 
-import grain
 import jax
 import numpy as np
 import pytest
-from data.pretraining import Masking
-from data.tasks import Task
-from objectives.causal_lm import causal_lm
-from training.task_metrics import is_constant
 
 import configs
 import finetune
+import models
 import train
 from configs import bert_mini, gpt_mini
-from configs.finetune import glue, topic
-from data import packing, tasks, tokenizers
+from configs.finetune import topic
+from data import tokenizers
 from data.labelled import Record
 from errors import UserError
 from models import heads
+from models.transformer import logits
+from objectives.cross_entropy import weighted_cross_entropy
+from tasks import KINDS, packing, splits
+from tasks.auxiliary_lm import auxiliary_lm
+from tasks.encoding import Task
+from training import loop, runs
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
-from training.optimizers import Group, assign_groups
 from training.step import term_means
 
 
@@ -48,10 +50,11 @@ SIZES = {
     "hidden_size": 8,
     "ffn_size": 16,
     "init_std": 0.3,
+    "precision": "float32",
 }
 MODELS = {
-    "encoder": bert_mini.get_config("tiny").model.to_dict() | SIZES,
-    "decoder": gpt_mini.get_config("tiny").model.to_dict() | SIZES,
+    "bert": bert_mini.get_config("tiny").model.to_dict() | SIZES,
+    "gpt": gpt_mini.get_config("tiny").model.to_dict() | SIZES,
 }
 
 
@@ -96,54 +99,70 @@ def some_records(kind, count=9):
     return made
 
 
+OWN = {"data.max_question_length": 4, "data.window_stride": 4}
 TASKS = {
     "classification": Task("classification", ("a", "b"), "label", None),
     "similarity": Task("similarity", ("a", "b"), "label", None),
     "choice": Task("choice", ("context",), "answer", None, ("question",), ("choices",)),
     "tagging": Task("tagging", ("words",), "tags", None),
-    "span": Task("span", ("context",), "answers", None, ("question",)),
+    "span": Task("span", ("context",), "answers", None, ("question",), own=OWN),
 }
 
 
-def all_alike(params):
-    return assign_groups(params, (Group(".*"),), weight_decay=0.0, no_decay=())
+def encoded(kind, family, tokenizer):
+    records, task = some_records(kind), TASKS[kind]
+    return splits.encode(
+        KINDS[kind],
+        records,
+        task,
+        tokenizer,
+        models.FAMILIES[family],
+        labels=splits.label_names(KINDS[kind], records, task),
+        labelled=True,
+        max_length=20,
+    )
+
+
+def model_and_loss(kind, family, tokenizer, lm_weight):
+    """Model, loss terms, and what adds the targets of the language model."""
+    lm = auxiliary_lm(
+        models.FAMILIES[family],
+        tokenizer,
+        per_sequence=False,
+        mask_rate=0.15,
+        longest_row=24,
+    )
+    lm = lm if lm_weight else None
+    model = heads.build(
+        MODELS[family],
+        KINDS[kind].head,
+        num_labels=3,
+        dropout=0.1,
+        keep=(lm.output,) if lm else (),
+    )
+    config = topic.get_config("tiny")
+    config.objective.lm_weight = lm_weight
+    tuning = finetune.Tuning(config, TASKS[kind], KINDS[kind], None, None, lm)
+    terms = finetune.make_loss_terms(tuning, model)
+    return model, terms, lambda batches: lm.added(batches, 0) if lm else batches
 
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("family", MODELS)
 def test_packed_and_padded_give_the_same_loss_and_gradient(family, kind, tokenizer):
-    records, task = some_records(kind), TASKS[kind]
-    examples = tasks.encode(
-        records,
-        task,
-        tokenizer,
-        family=family,
-        labels=tasks.label_names(records, task),
-        labelled=True,
-        max_length=20,
-        max_question_length=4,
-        window_stride=4,
-    )
-    model = heads.build(
-        MODELS[family],
-        "float32",
-        kind=kind,
-        num_labels=3,
-        head_dropout=0.1,
-        auxiliary_lm=False,
+    examples = encoded(kind, family, tokenizer)
+    model, terms, added = model_and_loss(
+        kind, family, tokenizer, 0.5 if family == "gpt" else 0.0
     )
     length, count = 3 * int(examples.lengths.max()), len(examples.encoded)
     batches = []
     for is_packed in (False, True):  # in one shape: compiled once
         shape = packing.RowShape(count, length, 12, is_packed)
-        (batch,) = list(packing.evaluation_batches(examples, shape))
+        (batch,) = added(packing.evaluation_batches(examples, shape))
         batches.append(batch)
     padded, packed = batches
     assert (packed["segment_ids"].max(axis=1) > 0).sum() < count  # it does pack
-    params = finetune.init_params(model, padded, 0)
-    terms = finetune.make_loss_terms(
-        model, 0.5 if family == "decoder" else 0.0, all_alike(params)
-    )
+    params = runs.init_params(model, padded, 0)
 
     def loss(params, batch):
         return term_means(terms(params, batch, None))["loss"]
@@ -162,37 +181,20 @@ def test_packed_and_padded_give_the_same_loss_and_gradient(family, kind, tokeniz
 
 
 def test_the_auxiliary_loss_is_one_visible_sum(tokenizer):
-    records, task = some_records("classification"), TASKS["classification"]
-    examples = tasks.encode(
-        records,
-        task,
-        tokenizer,
-        family="decoder",
-        labels=("x", "y", "z"),
-        labelled=True,
-        max_length=20,
-        max_question_length=4,
-        window_stride=4,
-    )
+    examples = encoded("classification", "gpt", tokenizer)
+    model, terms, added = model_and_loss("classification", "gpt", tokenizer, 0.5)
     shape = packing.RowShape(8, 24, 4, True)
-    (batch,) = list(packing.evaluation_batches(examples, shape))
+    (batch,) = added(packing.evaluation_batches(examples, shape))
     batch = jax.device_put(batch)
-    model = heads.build(
-        MODELS["decoder"],
-        "float32",
-        kind="classification",
-        num_labels=3,
-        head_dropout=0.1,
-        auxiliary_lm=False,
+    params = runs.init_params(model, batch, 0)
+    means = term_means(terms(params, batch, None))
+    loss, weight, _ = weighted_cross_entropy(
+        logits(model.apply(params, batch)["causal_lm"]),
+        batch["lm_targets"],
+        batch["lm_weights"],
     )
-    params = finetune.init_params(model, batch, 0)
-    means = term_means(
-        finetune.make_loss_terms(model, 0.5, all_alike(params))(params, batch, None)
-    )
-    logits = heads.apply(model, params, batch, None)["logits"]
-    loss, weight, _ = causal_lm(logits, batch["lm_targets"], batch["lm_weights"])
     # start A delimiter B extract: all but the last token of each example predict
-    assert weight == examples.lengths.sum() - len(records)
+    assert weight == examples.lengths.sum() - len(examples.encoded)
     np.testing.assert_allclose(means["auxiliary_lm_nats"], loss / weight, rtol=1e-6)
     np.testing.assert_allclose(
         means["loss"], means["classification_loss"] + 0.5 * loss / weight, rtol=1e-6
@@ -203,7 +205,7 @@ def test_the_auxiliary_loss_is_one_visible_sum(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def given(tmp_path_factory):
     """A tiny BERT trained for two steps on forty documents, and a labelled task."""
     folder = tmp_path_factory.mktemp("runs")
     texts = [" ".join(WORDS[i % 5 :] + WORDS[: i % 7]) + f" {i}." for i in range(40)]
@@ -213,7 +215,8 @@ def runs(tmp_path_factory):
         f"{'positive' if i % 2 else 'negative'}\n"
         for i in range(48)
     ]
-    for name, part in (("train", rows[:32]), ("test", rows[32:])):
+    parts = {"train": rows[:32], "test": rows[32:], "short": (rows * 2)[:70]}
+    for name, part in parts.items():
         (folder / f"{name}.tsv").write_text("text\tlabel\n" + "".join(part))
     patch = pytest.MonkeyPatch()
     patch.setenv("FOREWORD_CACHE", str(folder / "cache"))
@@ -221,17 +224,17 @@ def runs(tmp_path_factory):
     config.data.update(corpus=str(folder / "corpus.txt"), heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
     config.optim.update(total_steps=2, warmup_steps=1)
-    assert train.train(config, folder / "bert") == 0
+    assert train.train(config, folder / "bert").step == 2
     yield SimpleNamespace(folder=folder, bert=folder / "bert")
     patch.undo()
 
 
-def topic_config(runs, **changes):
+def topic_config(given, **changes):
     config = topic.get_config("tiny")
-    config.init_from = str(runs.bert)
+    config.init_from = str(given.bert)
     config.data.update(
-        train=str(runs.folder / "train.tsv"),
-        eval=str(runs.folder / "test.tsv"),
+        train=str(given.folder / "train.tsv"),
+        eval=str(given.folder / "test.tsv"),
         train_examples=0,
     )
     config.run.mesh.data = 1
@@ -264,60 +267,88 @@ def test_too_little_memory_is_explained(tmp_path):
     assert "activations, gradients" in said and "data.max_length" in said
 
 
-def layout_config(runs, mode="jit", **sizes):
-    """Without dropout, whose masks pmap draws otherwise; as many rows in any layout."""
-    config = topic_config(runs, data__packed=False, data__batch_size=8)
-    config.model.update(embedding_dropout=0.0, residual_dropout=0.0)
-    config.model.attention_dropout = 0.0
-    config.head.dropout = 0.0
+def short_config(given, **sizes):
+    """Seventy short texts, packed, with dropout; evaluated every second step or so."""
+    config = topic_config(given)
+    config.data.train = str(given.folder / "short.tsv")
     # Gradients that are 0 but for rounding (of key biases) do not become whole updates.
-    config.optim.epsilon = 1e-2
-    config.run.update(parallel=mode, log_every_steps=1)
+    config.optim.update(epsilon=1e-2, eval_every_epochs=0.25)
+    config.run.log_every_steps = 1
     config.run.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | sizes)
     return config
 
 
+def done(config, folder):
+    result = finetune.finetune(config, folder)
+    assert result.exit_status == 0 and result.folder == folder
+    return folder
+
+
+def column(folder, name):
+    rows = read_metrics(folder / "metrics.jsonl")
+    return {row["step"]: row[name] for row in rows if name in row}
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def check_same(folder, expected):
+    """Steps, losses, evaluations and results are those of another run."""
+    for name in ("train/loss", "train/learning_rate", "eval/loss", "eval/accuracy"):
+        one, other = column(folder, name), column(expected, name)
+        assert one.keys() == other.keys(), name
+        np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-5)
+    one, other = results(folder), results(expected)
+    assert one["best_step"] == other["best_step"]
+    for name, value in other["splits"]["eval"].items():
+        np.testing.assert_allclose(one["splits"]["eval"][name], value, rtol=1e-5)
+    one, other = (
+        [
+            [*json.loads(line)["probabilities"].values()]
+            for line in (run / "predictions_eval.jsonl").read_text().splitlines()
+        ]
+        for run in (folder, expected)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
-def one_device(runs):
-    folder = runs.folder / "one_device"
-    assert finetune.finetune(layout_config(runs), folder) == 0
+def one_device(given):
+    folder = done(short_config(given), given.folder / "one_device")
+    assert len({*column(folder, "train/loss").values()}) >= 8
+    assert len(column(folder, "eval/loss")) >= 4
     return folder
 
 
 @pytest.mark.parametrize(
-    ("mode", "sizes"),
+    ("mode", "sizes", "micro_batches"),
     [
-        ("jit", {"data": 2, "fsdp": 2, "tensor": 2}),
-        ("jit", {"fsdp": 8}),
-        ("pmap", {"data": 8}),
+        ("jit", {}, 2),
+        ("jit", {}, 3),
+        ("jit", {"data": 2}, 1),
+        ("jit", {"data": 3}, 2),
+        ("jit", {"data": 8}, 3),
+        ("jit", {"data": 2, "fsdp": 2, "tensor": 2}, 1),
+        ("pmap", {"data": 8}, 1),
+        ("pmap", {"data": 2}, 3),
     ],
 )
 def test_every_layout_does_what_one_device_does(
-    mode, sizes, runs, one_device, tmp_path
+    mode, sizes, micro_batches, given, one_device, tmp_path
 ):
-    assert finetune.finetune(layout_config(runs, mode, **sizes), tmp_path) == 0
-
-    def seen(folder):
-        lines = (folder / "predictions_eval.jsonl").read_text().splitlines()
-        rows = read_metrics(folder / "metrics.jsonl")
-        return (
-            [row["train/loss"] for row in rows if "train/loss" in row],
-            [list(json.loads(line)["probabilities"].values()) for line in lines],
-        )
-
-    (losses, probabilities), expected = seen(tmp_path), seen(one_device)
-    assert len(set(losses)) == 4 and len(probabilities) == 16
-    np.testing.assert_allclose(losses, expected[0], rtol=1e-5)
-    np.testing.assert_allclose(probabilities, expected[1], rtol=1e-5)
+    config = short_config(given, **sizes)
+    config.run.update(parallel=mode, micro_batches=micro_batches)
+    check_same(done(config, tmp_path), one_device)
 
 
-def test_frozen_groups_stay_and_others_move(runs, tmp_path):
+def test_frozen_groups_stay_and_others_move(given, tmp_path):
     config = topic_config(
         runs,
         optim__groups=((r"(embeddings|layer_0)/.*", {"frozen": True}), (".*", {})),
     )
-    assert finetune.finetune(config, tmp_path / "run") == 0
-    before, after = load_params(runs.bert)[0], load_params(tmp_path / "run")[0]
+    assert finetune.finetune(config, tmp_path / "run").exit_status == 0
+    before, after = load_params(given.bert)[0], load_params(tmp_path / "run")[0]
     for name in ("embeddings", "layer_0"):
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
     moved = np.abs(
@@ -327,13 +358,13 @@ def test_frozen_groups_stay_and_others_move(runs, tmp_path):
     assert moved.max() > 0
 
 
-def test_seeds_are_run_and_summarised(runs, tmp_path, capsys):
+def test_seeds_are_run_and_summarised(given, tmp_path, capsys):
     arguments = [
         "finetune.py",
         "--config=configs/finetune/topic.py:tiny",
-        f"--config.init_from={runs.bert}",
-        f"--config.data.train={runs.folder / 'train.tsv'}",
-        f"--config.data.eval={runs.folder / 'test.tsv'}",
+        f"--config.init_from={given.bert}",
+        f"--config.data.train={given.folder / 'train.tsv'}",
+        f"--config.data.eval={given.folder / 'test.tsv'}",
         "--config.data.train_examples=16",
         "--config.optim.epochs=1.0",
         "--config.run.mesh.data=1",
@@ -369,38 +400,183 @@ def test_the_summary_of_seeds():
     np.testing.assert_allclose(values["standard_deviation"], (20 / 64 / 3) ** 0.5)
 
 
-def test_a_stopped_run_resumes_to_the_same_result(runs, tmp_path, monkeypatch):
-    shutil.copytree(runs.bert, tmp_path / "bert")
-    config = topic_config(runs, init_from=str(tmp_path / "bert"))
-    config.optim.epochs = 2.0
-    config.run.log_every_steps = 1
-    assert finetune.finetune(config, tmp_path / "whole") == 0
+@contextlib.contextmanager
+def signal_at(step):
+    """SIGTERM when the loss of a step is written, which is before its evaluation."""
     write = MetricsWriter.write
 
-    def write_and_stop(self, step, values):
-        write(self, step, values)
-        if step == 2:
+    def write_and_stop(self, at, values):
+        write(self, at, values)
+        if at == step and "train/loss" in values:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(MetricsWriter, "write", write_and_stop)
-    assert finetune.finetune(config, tmp_path / "cut") == 128 + signal.SIGTERM
-    monkeypatch.undo()
-    assert not (tmp_path / "cut" / "results.json").exists()
-    shutil.rmtree(tmp_path / "bert")  # a run that has begun no longer needs it
-    assert finetune.finetune(config, tmp_path / "cut") == 0
-    one, other = (
-        (load_params(folder), (folder / "results.json").read_text())
-        for folder in (tmp_path / "whole", tmp_path / "cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "REPEAT_SECONDS", 0.0)
+        patch.setattr(MetricsWriter, "write", write_and_stop)
+        yield
+
+
+def test_stopped_and_resumed_on_other_devices_is_the_undisturbed_run(
+    given, one_device, tmp_path
+):
+    """The first signal costs the evaluation with the best weights of all."""
+    best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
+    assert best in column(one_device, "eval/loss") and best < last - 3
+    shutil.copytree(given.bert, tmp_path / "bert")
+    folder, reached = tmp_path / "run", []
+    for at, devices, micro_batches in ((best, 1, 1), (last - 2, 2, 2)):
+        config = short_config(given, data=devices)
+        config.init_from = str(tmp_path / "bert")
+        config.run.micro_batches = micro_batches
+        with signal_at(at):
+            result = finetune.finetune(config, folder)
+        assert result.exit_status == 128 + signal.SIGTERM
+        assert not (folder / "results.json").exists()
+        reached.append(result.step)
+        # A run that has begun no longer needs what it began from.
+        shutil.rmtree(tmp_path / "bert", ignore_errors=True)
+    assert reached[0] == best and best < reached[1] < last
+    check_same(done(config, folder), one_device)
+    (one, at), (other, _) = load_params(folder), load_params(one_device)
+    assert at == best
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other
     )
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_from_scratch_learns_what_can_be_learnt(runs, tmp_path):
+def refuse(*_):
+    raise AssertionError("compiled")
+
+
+def test_a_run_that_is_done_says_so(given, one_device, capsys, monkeypatch):
+    written = {path: path.stat().st_mtime_ns for path in one_device.glob("*results*")}
+    for name in ("compile_programs", "compile_evaluation"):
+        monkeypatch.setattr(runs, name, refuse)
+    result = finetune.finetune(short_config(given), one_device)
+    best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
+    assert f"results of step {best}: " in capsys.readouterr().out
+    assert (result.step, result.exit_status) == (last, 0)
+    assert result.metrics["loss"] == column(one_device, "eval/loss")[last]
+    assert written and all(
+        path.stat().st_mtime_ns == at for path, at in written.items()
+    )
+
+
+def test_results_that_a_stop_cost_are_written_afterwards(
+    given, one_device, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(one_device, folder)
+    (folder / "results.json").unlink()
+    (folder / "predictions_eval.jsonl").unlink()
+    monkeypatch.setattr(loop, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "compile_programs", refuse)
+    compile_evaluation = runs.compile_evaluation
+
+    def stopped(job, feed):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compile_evaluation(job, feed)
+
+    monkeypatch.setattr(runs, "compile_evaluation", stopped)
+    result = finetune.finetune(short_config(given), folder)
+    assert result.exit_status == 128 + signal.SIGTERM
+    assert "the same line again" in capsys.readouterr().out
+    assert not (folder / "results.json").exists()
+    monkeypatch.setattr(runs, "compile_evaluation", compile_evaluation)
+    check_same(done(short_config(given), folder), one_device)
+
+
+# What the computation costs
+
+
+def test_settings_of_the_computation_change_no_result(given, tmp_path):
+    for name, settings in (
+        ("plain", {}),
+        ("saving", {"remat": "block", "logit_chunks": 3, "micro_batches": 0}),
+        ("fused", {"remat": "matmuls", "fused_attention": True}),  # none on a CPU
+    ):
+        config = short_config(given)
+        config.objective.lm_weight = 0.5
+        config.run.update(settings)
+        check_same(done(config, tmp_path / name), tmp_path / "plain")
+
+
+def loss_program(config):
+    tuning = finetune.open_task(config, None)
+    job = finetune.make_job(tuning, finetune.make_mesh(config))
+    program = jax.make_jaxpr(job.plan.loss_terms)(
+        job.plan.state.params, job.train.batches[0], jax.random.key(0)
+    )
+    return str(program)
+
+
+def test_settings_of_the_computation_reach_the_model(given, monkeypatch):
+    config = short_config(given)
+    config.objective.lm_weight = 0.5
+    plain = loss_program(config)
+    config.run.logit_chunks = 3
+    assert loss_program(config).count("scan[") > plain.count("scan[")
+    config.run.logit_chunks = 1
+    config.run.remat = "block"
+    recomputed = loss_program(config).count("checkpoint") - plain.count("checkpoint")
+    assert recomputed > 0
+    fused = []
+    monkeypatch.setattr(
+        finetune.heads,
+        "build",
+        lambda *_, build=heads.build, **given: (
+            fused.append(given["fused_attention"]) or build(*_, **given)
+        ),
+    )
+    config.run.fused_attention = True
+    loss_program(config)
+    assert fused == [True]
+
+
+def test_bfloat16_trains(given, one_device, tmp_path):
+    config = short_config(given)
+    config.model.precision = "bfloat16"
+    folder = done(config, tmp_path / "run")
+    one, other = (
+        np.array([*column(run, "train/loss").values()]) for run in (folder, one_device)
+    )
+    np.testing.assert_allclose(one, other, rtol=0.05)
+    assert (one != other).all()
+    leaves = jax.tree.leaves(load_params(folder)[0])
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+
+
+def test_dry_run_says_what_it_costs_and_trains_nothing(given, tmp_path, capsys):
+    arguments = [
+        "finetune.py",
+        "--config=configs/finetune/topic.py:tiny",
+        f"--config.init_from={given.bert}",
+        f"--config.data.train={given.folder / 'short.tsv'}",
+        "--config.run.mesh.data=1",
+        "--config.run.micro_batches=0",
+        f"--workdir={tmp_path / 'run'}",
+        "--dry_run",
+    ]
+    assert finetune.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "parameters on 1 x cpu" in shown
+    for name in ("an update: ", "an evaluation: "):
+        assert "total of a device" in shown.split(name)[1]
+    assert "micro-batches: 1\n" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_show_batch_prints_decoded_examples(given):
+    shown = finetune.show_batch(topic_config(given))
+    assert "[CLS]" in shown and "-> 'positive'" in shown and "padding: " in shown
+
+
+def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
     """A word decides; without a run to start from, with a tokenizer of its own."""
-    config = topic_config(runs, init_from="", model__init_std=0.25)
+    config = topic_config(given, init_from="", model__init_std=0.25)
     config.optim.adam = "bert"
     config.optim.update(epochs=25.0, eval_every_epochs=5.0, learning_rate=3e-3)
-    assert finetune.finetune(config, tmp_path / "run") == 0
+    assert finetune.finetune(config, tmp_path / "run").exit_status == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["splits"]["eval"]["accuracy"] >= 0.9  # one label for all: 0.5
     assert not results["failed"]
@@ -410,22 +586,22 @@ def test_from_scratch_learns_what_can_be_learnt(runs, tmp_path):
 
 
 RUNS = {  # of the ten pairs of kind and family, whose losses are all tested above
-    "tagging": ("encoder", 0.0, "entity_f1"),
-    "span": ("decoder", 0.0, "exact_match"),
-    "choice": ("encoder", 0.5, "accuracy"),
-    "similarity": ("decoder", 0.5, "spearman"),
+    "tagging": ("bert", 0.0, "entity_f1"),
+    "span": ("gpt", 0.0, "exact_match"),
+    "choice": ("bert", 0.5, "accuracy"),
+    "similarity": ("gpt", 0.5, "spearman"),
 }
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_every_kind_runs_from_file_to_predictions(kind, runs, tmp_path):
+def test_every_kind_runs_from_file_to_predictions(kind, given, tmp_path):
     family, lm_weight, metric = RUNS[kind]
     with (tmp_path / "data.jsonl").open("w") as file:
         for record in some_records(kind, count=12):
             file.write(json.dumps(record.fields) + "\n")
-    config = topic_config(runs, init_from="", objective__lm_weight=lm_weight)
+    config = topic_config(given, init_from="", objective__lm_weight=lm_weight)
     config.objective.lm_per_sequence = True  # of decoders; others do not mind
-    if family == "decoder":
+    if family == "gpt":
         config.model = gpt_mini.get_config("tiny").model
         config.data.tokenizer.algorithm = "byte_bpe"
     config.data.update(train=str(tmp_path / "data.jsonl"), eval="", eval_fraction=0.3)
@@ -439,7 +615,7 @@ def test_every_kind_runs_from_file_to_predictions(kind, runs, tmp_path):
         answer_columns=task.answer_columns,
         metric=metric,
     )
-    assert finetune.finetune(config, tmp_path / "run") == 0
+    assert finetune.finetune(config, tmp_path / "run").exit_status == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     values = results["splits"]["eval"]
     assert metric in values and np.isfinite(values["loss"])
@@ -448,65 +624,6 @@ def test_every_kind_runs_from_file_to_predictions(kind, runs, tmp_path):
     assert len(lines) == round(0.3 * 12)
     parts = [name for name in values if name.endswith("_loss")]
     np.testing.assert_allclose(values["loss"], sum(values[n] for n in parts), rtol=1e-6)
-
-
-def test_predictions_that_do_not_differ_are_a_failed_run():
-    def predictions(name, values):
-        return [{name: value, "gold": i} for i, value in enumerate(values)]
-
-    for kind, name, same, different in (
-        ("classification", "label", ["a", "a"], ["a", "b"]),
-        ("tagging", "tags", [["O", "O"], ["O"]], [["O", "B-X"], ["O"]]),
-        ("span", "answer", ["", ""], ["", "x"]),
-        ("similarity", "score", [0.5, 0.501], [0.5, 0.6]),
-    ):
-        assert is_constant(kind, predictions(name, same))
-        assert not is_constant(kind, predictions(name, different))
-        assert not is_constant(kind, predictions(name, same)[:1])
-
-
-def test_sequences_weigh_the_same_in_the_auxiliary_loss_of_gpt1():
-    batch = {
-        "segment_ids": np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]]),
-        "lm_weights": np.float32([[1, 1, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]),
-    }
-    plain = grain.MapDataset.range(1).map(lambda _: batch)
-    third = 1 / 3
-    np.testing.assert_allclose(
-        packing.with_sequence_weights(plain)[0]["lm_weights"],
-        [[0.5, 0.5, 0, third, third, third, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]],
-        rtol=1e-6,
-    )
-    assert batch["lm_weights"].sum() == 6  # the batch itself is left alone
-    assert glue.get_config("rte:gpt1").objective.lm_per_sequence
-
-
-def test_masks_of_the_auxiliary_loss_are_drawn_by_seed_and_step(tokenizer):
-    pieces = [tokenizer.pieces.index(word) for word in ("model", "reads")]
-    tokens = np.tile(np.array([pieces * 6], np.int32), (3, 1))
-    segment_ids = np.repeat([[1] * 12, [1] * 8 + [0] * 4, [0] * 12], 1, axis=0)
-    row = {"tokens": tokens, "segment_ids": segment_ids.astype(np.int32)}
-    plain = grain.MapDataset.range(100).map(lambda _: row)
-    masking = Masking(
-        tokenizer,
-        mask_rate=0.25,
-        mask_token_rate=1.0,
-        random_token_rate=0.0,
-        max_predictions=4,
-        whole_word=False,
-    )
-    one, again = (packing.with_masked_tokens(plain, masking, 1) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one[5], again[5])
-    assert (one[5]["masked_tokens"] != one[6]["masked_tokens"]).any()
-    batch = one[5]
-    np.testing.assert_array_equal(batch["tokens"], tokens)  # what the task reads
-    assert batch["lm_weights"].sum(axis=1).tolist() == [3, 2, 0]
-    for i in range(2):
-        places = batch["predict_positions"][i][batch["lm_weights"][i] > 0]
-        changed = np.flatnonzero(batch["masked_tokens"][i] != tokens[i])
-        assert changed.tolist() == places.tolist()
-        count = len(places)
-        assert (batch["lm_targets"][i][:count] == tokens[i][places]).all()
 
 
 # What does not fit
@@ -519,7 +636,9 @@ def params_of(**arrays):
 def test_weights_that_do_not_fit_are_an_error_unless_excused():
     mine = params_of(a=(2,), b=(3,)) | {"head": {"kernel": np.zeros(2)}}
     fits = params_of(a=(2,), b=(3,)) | {"masked_lm": {"bias": np.ones(3)}}
-    merged, _ = take_weights(mine, fits, (), "x")
+    merged, _ = take_weights(
+        mine, fits, "x", may_be_new=("head/.*",), may_be_left=("masked_lm/.*",)
+    )
     assert (merged["head"]["kernel"] == 0).all() and "masked_lm" not in merged
     for other, message in (
         (params_of(a=(2,)), "layer_0/b is not there"),
@@ -527,17 +646,29 @@ def test_weights_that_do_not_fit_are_an_error_unless_excused():
         (params_of(a=(2,), b=(3,), c=(1,)), "layer_0/c has no place here"),
     ):
         with pytest.raises(UserError, match=message):
-            take_weights(mine, other, (), "x")
-        _, report = take_weights(mine, other, ("layer_0/[bc]",), "x")
+            take_weights(mine, other, "x", may_be_new=("head/.*",), may_be_left=())
+        _, report = take_weights(
+            mine,
+            other,
+            "x",
+            may_be_new=("head/.*", "layer_0/[bc]"),
+            may_be_left=("layer_0/[bc]",),
+        )
         assert "taken" in report
 
 
 def test_a_head_for_other_labels_is_refused(tmp_path):
-    (tmp_path / "task.json").write_text(
-        json.dumps({"kind": "classification", "labels": ["x", "y"]})
-    )
     task = Task("classification", ("text",), "label", None)
-    finetune.check_head(tmp_path, task, ("x", "y"), ())
+    splits.save_task(tmp_path, task, ("x", "y"))
+
+    def tuning(labels, *missing):
+        config = topic.get_config("tiny")
+        config.allow_missing = missing
+        data = splits.Splits(task, labels, {}, {}, {})
+        kind = KINDS["classification"]
+        return finetune.Tuning(config, task, kind, None, data, None)
+
+    finetune.check_head(tuning(("x", "y")), tmp_path)
     with pytest.raises(UserError, match=r"labels x, y; this task is .* with x, z"):
-        finetune.check_head(tmp_path, task, ("x", "z"), ())
-    finetune.check_head(tmp_path, task, ("x", "z"), ("head/.*",))
+        finetune.check_head(tuning(("x", "z")), tmp_path)
+    finetune.check_head(tuning(("x", "z"), "head/.*"), tmp_path)

@@ -9,7 +9,7 @@ import configs.finetune
 import models
 from configs.finetune import glue
 from errors import UserError
-from tasks import KINDS
+from tasks import KINDS, splits
 
 # Devlin et al. 2019, appendix A.3, run_classifier.py and optimization.py. The rate is
 # chosen on the held-out part: 5e-5 (this one), 3e-5 or 2e-5, for GLUE 4e-5 as well.
@@ -51,9 +51,9 @@ def test_configs_are_tasks():
             assert made[-1].name == f"{made[-2].name}_tiny"
     for config in made:
         task = config.task
-        columns = (task.text_columns, task.question_columns, task.answer_columns)
-        for named, (least, most) in zip(columns, KINDS[task.kind].columns, strict=True):
-            assert least <= len(named) <= most, config.name
+        assert splits.make_task(config, KINDS[task.kind]).own.keys() == {
+            row.name for row in KINDS[task.kind].settings
+        }
         assert config.data.max_length <= config.model.max_positions
         assert models.build(config.model.to_dict())
     assert len({config.name for config in made}) == len(made)

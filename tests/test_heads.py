@@ -7,12 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training.task_metrics import (
-    classification_metrics,
-    similarity_metrics,
-    span_metrics,
-    tagging_metrics,
-)
 
 import models
 from models import heads
@@ -183,47 +177,6 @@ def test_span_by_hand():
     assert (float(weight), float(metrics["accuracy"])) == (1.0, 0.5)
     gradient = jax.grad(lambda x: span(x, *arguments)[0])(logits)
     assert np.isfinite(gradient).all() and (gradient[0, 1] == 0).all()
-
-
-# Metrics
-
-
-def test_classification_metrics():
-    # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives
-    gold = list("yyyyynnnnn")
-    predicted = list("yyynnynnnn")
-    values = classification_metrics(predicted, gold, ("n", "y"))
-    assert values["accuracy"] == pytest.approx(0.7)
-    assert values["f1"] == pytest.approx(6 / 9)
-    assert values["macro_f1"] == pytest.approx((6 / 9 + 8 / 11) / 2)
-    expected = (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)
-    assert values["matthews"] == pytest.approx(expected)
-    assert "f1" not in classification_metrics(["a"], ["b"], ("a", "b", "c"))
-
-
-def test_similarity_metrics():
-    values = similarity_metrics([1.0, 2.0, 4.0], [1.0, 3.0, 2.0])
-    # deviations -4/3, -1/3, 5/3 and -1, 1, 0; ranks 1 2 3 and 1 3 2
-    assert values["pearson"] == pytest.approx(1 / math.sqrt(42 / 9 * 2))
-    assert values["spearman"] == pytest.approx(0.5)
-    assert similarity_metrics([1.0, 1.0], [0.0, 1.0]) == {"pearson": 0, "spearman": 0}
-
-
-def test_tagging_metrics_count_whole_entities():
-    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-PER"]]
-    predicted = [["B-PER", "O", "O", "B-LOC"], ["O", "B-PER"]]
-    values = tagging_metrics(predicted, gold)
-    assert values["entity_f1"] == pytest.approx(2 / 3)
-    assert values["accuracy"] == pytest.approx(5 / 6)
-
-
-def test_squad_metrics():
-    values = span_metrics(
-        ["The cat!", "a big dog", "", "x"],
-        [["cat"], ["dog", "the dogs"], [], []],
-    )
-    assert values["exact_match"] == 50.0  # the article and the mark do not count
-    assert values["f1"] == pytest.approx(100 * (1 + 2 / 3 + 1 + 0) / 4)
 
 
 @pytest.mark.parametrize("spec", [CLASSIFICATION, TAGGING])

@@ -318,7 +318,7 @@ def test_test_splits_of_glue_are_unlabelled(
         labelled=False,
         labels=label_names(parts["train"], task),
     )
-    scores = np.array([0.0, 2.0, 1.0] if name == "mnli" else 4.5)
+    scores = np.array([0.0, 2.0, 1.0]) if name == "mnli" else np.float32(4.5)
     found = dict.fromkeys(range(tests), scores)
     kind = KINDS[task.kind]
     predicted = predictions.predict(kind, examples, parts["test"], found, task)

@@ -534,9 +534,7 @@ def layerwise(params, num_layers, first=(), **settings):
 
 def shapes_of(model, head=True):
     tokens = jnp.zeros((1, 4), jnp.int32)
-    params = jax.eval_shape(
-        lambda key: model.init(key, tokens, deterministic=True), jax.random.key(0)
-    )["params"]
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     return params | ({"head": {"kernel": jnp.zeros((4, 3))}} if head else {})
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import configs
+import convert
 import finetune
+import models
 import predict
 import train
+import use
 from configs import bert_mini, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
-from data import inputs, predictions
+from data import inputs, labelled
 from data.labelled import Record
 from errors import UserError
-from models.gpt import Gpt
+from models.transformer import logits
+from use import embedding, filling, generation
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +54,7 @@ def runs(tmp_path_factory):
         config.optim.update(total_steps=2, warmup_steps=1)
         config.model.num_layers = 1
         config.run.mesh.data = 1
-        assert train.train(config, folder / config.name) == 0
+        assert train.train(config, folder / config.name).exit_status == 0
     yield SimpleNamespace(
         folder=folder, gpt=folder / "gpt_mini_tiny", bert=folder / "bert_mini_tiny"
     )
@@ -69,7 +73,7 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 def drawn(**settings):
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
     keys = jax.random.split(jax.random.key(0), 4000)
-    tokens = jax.vmap(lambda key: predict.sample_token(LOGITS, key, **settings)[0])(
+    tokens = jax.vmap(lambda key: generation.sample_token(LOGITS, key, **settings)[0])(
         keys
     )
     return np.bincount(tokens, minlength=4) / len(keys)
@@ -97,31 +101,15 @@ def test_sampling_follows_the_settings(settings, expected):
 
 
 def test_greedy_generation_equals_recomputing_everything_without_a_cache():
-    model = Gpt(
-        vocab_size=50,
-        max_positions=16,
-        num_layers=2,
-        num_heads=2,
-        head_dim=4,
-        hidden_size=8,
-        ffn_size=16,
-        activation="gelu_tanh",
-        pre_norm=True,
-        norm_epsilon=1e-5,
-        embedding_dropout=0.0,
-        attention_dropout=0.0,
-        residual_dropout=0.0,
-        table_dropout=False,
-        init_std=0.5,
-        position_init_std=0.5,
-        residual_scaling=True,
-    )
+    fields = gpt_mini.get_config("tiny").model.to_dict()
+    fields |= {"vocab_size": 50, "init_std": 0.5, "position_init_std": 0.5}
+    model = models.build(fields)
     prompt = jnp.array([[3, 1, 4], [1, 5, 9]], jnp.int32)
-    variables = model.init(jax.random.key(0), prompt, deterministic=True)
+    params = model.init(jax.random.key(0), {"tokens": prompt})
     banned = jnp.array([7], jnp.int32)
-    found = predict.generate(
+    found = generation.generate_tokens(
         model,
-        variables["params"],
+        params,
         prompt,
         jax.random.key(0),
         num_tokens=10,
@@ -131,10 +119,10 @@ def test_greedy_generation_equals_recomputing_everything_without_a_cache():
         banned=banned,
     )
     tokens = jnp.pad(prompt, ((0, 0), (0, 10)))  # causal: what follows is not seen
-    apply = jax.jit(lambda tokens: model.apply(variables, tokens, deterministic=True))
+    apply = jax.jit(lambda tokens: model.apply(params, {"tokens": tokens})["causal_lm"])
     for length in range(3, 13):
-        logits = apply(tokens)["logits"][:, length - 1].at[:, banned].set(-jnp.inf)
-        tokens = tokens.at[:, length].set(logits.argmax(-1))
+        scores = logits(apply(tokens))[:, length - 1].at[:, banned].set(-jnp.inf)
+        tokens = tokens.at[:, length].set(scores.argmax(-1))
     np.testing.assert_array_equal(found, tokens[:, 3:])
     assert 7 not in np.asarray(found)
 
@@ -177,23 +165,24 @@ def test_fill_mask_shows_candidates_with_probabilities(runs, capsys):
 def test_fill_mask_without_its_head_is_the_users_mistake(runs, tmp_path):
     config = json.loads((runs.bert / "config.json").read_text())
     config["model"]["masked_lm_head"] = False
+    shutil.copytree(runs.bert, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps(config))
     arguments = ["fill_mask", f"--workdir={tmp_path}", "--text=a [MASK]"]
-    with pytest.raises(UserError, match=r"has none .*predict\.py embed"):
+    with pytest.raises(UserError, match=r"has none: .*predict\.py embed"):
         predict.main(["predict.py", *arguments])
 
 
 def test_fill_mask_probabilities_sum_to_one(runs):
-    config = configs.read_config(runs.bert)
-    run = predict.load_pretrained(runs.bert, config, "masked_lm", "fill_mask")
-    ids, masked = predict.encode_masked(run, "the [MASK] reads")
+    run = use.open_run(runs.bert)
+    ids, masked = filling.encode_masked(run, "the [MASK] reads")
     special = run.tokenizer.special_ids
     assert ids[0] == special["cls"]
     assert ids[-1] == special["sep"]
     assert (ids[masked] == special["mask"]).all()
-    probabilities = predict.fill_mask(run.model, run.params, ids, masked)
-    assert probabilities.shape == (1, run.model.vocab_size)
-    np.testing.assert_allclose(probabilities.sum(), 1.0, rtol=1e-5)
+    probabilities = filling.mask_probabilities(run, ids, masked)
+    words = probabilities[:, : run.config.model.vocab_size]
+    assert not probabilities[:, run.config.model.vocab_size :].any()
+    np.testing.assert_allclose(words.sum(), 1.0, rtol=1e-5)
 
 
 def test_lines_come_from_a_file(runs, capsys, tmp_path):
@@ -201,6 +190,58 @@ def test_lines_come_from_a_file(runs, capsys, tmp_path):
     path = f"--input={tmp_path / 'lines.txt'}"
     out = call(capsys, "fill_mask", "--workdir", runs.bert, path)
     assert out.count("[MASK]:") == 2
+
+
+def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
+    gpt, bert = use.open_run(runs.gpt), use.open_run(runs.bert)
+    line = ["generate", "--workdir", runs.gpt, "--prompt=the model", "--seed=1"]
+    (text,) = use.generate(gpt, "the model", max_tokens=9, seed=1)
+    assert call(capsys, *line, "--max_tokens=9") == f"the model{text}\n"
+    assert len(use.generate(gpt, "the", max_tokens=2, samples=3)) == 3
+    asked = "the [MASK] reads"
+    ((best, second),) = use.fill_mask(bert, asked, top=2)
+    line = ["fill_mask", "--workdir", runs.bert, "--top=2", f"--text={asked}"]
+    shown = "   ".join(f"{word} {share:.3f}" for word, share in (best, second))
+    assert call(capsys, *line) == f"{asked}\n  [MASK]: {shown}\n"
+    ((place, vector),) = use.embed(bert, [("a place", asked)], "first")
+    line = ["embed", "--workdir", runs.bert, "--pooling=first", f"--text={asked}"]
+    (printed,) = read_json_lines(call(capsys, *line))
+    assert place == "a place" and printed["embedding"] == vector.tolist()
+    for run, command, others in (
+        (gpt, "fill_mask", "generate or embed"),
+        (bert, "generate", "fill_mask or embed"),
+        (bert, "classify", "fill_mask or embed"),
+    ):
+        with pytest.raises(UserError, match=f"{command} is not for .*py {others}, or"):
+            run.check(command)
+    with pytest.raises(UserError, match="generate is not for"):
+        use.generate(bert, "the")
+    with pytest.raises(UserError, match="fill_mask is not for"):
+        use.fill_mask(gpt, "the [MASK]")
+
+
+@pytest.mark.parametrize(
+    ("case", "commands"),
+    [
+        ("gpt2", ("generate", "embed")),
+        ("bert_erf", ("fill_mask", "embed")),
+        ("bert_tagging", ("tag", "embed")),
+    ],
+)
+def test_an_imported_run_is_used(case, commands, tmp_path):
+    convert.import_model(str(ROOT / "tests/golden" / case), tmp_path / "run")
+    run = use.open_run(tmp_path / "run")
+    assert run.commands == commands
+    ((_, vector),) = use.embed(run, [("x", "the run")])
+    assert np.isfinite(vector).all() and vector.any()
+    if case == "gpt2":
+        assert len(use.generate(run, "the", max_tokens=3)) == 1
+    elif case == "bert_erf":
+        assert len(use.fill_mask(run, "the [MASK]", top=3)[0]) == 3
+    else:
+        record = Record({"words": ["the", "run"]}, "x")
+        ((_, found),) = use.predict(run, [record])
+        assert len(found["tags"]) == 2 and {*found["tags"]} <= {*run.labels}
 
 
 # Tasks
@@ -265,7 +306,7 @@ def tuned(request, runs):
     config.optim.groups = (("head/.*", {}), (".*", {"frozen": True}))
     config.objective.lm_weight = 0.0
     config.run.mesh.data = 1
-    assert finetune.finetune(config, folder / "run") == 0
+    assert finetune.finetune(config, folder / "run").exit_status == 0
     return SimpleNamespace(
         command=request.param, kind=kind, run=folder / "run", test=test_file
     )
@@ -327,6 +368,15 @@ LINES = {
 }
 
 
+def test_a_function_predicts_what_the_command_prints(tuned, capsys):
+    run = use.open_run(str(tuned.run))
+    assert run.commands == (tuned.command, "embed")
+    predicted = use.predict(run, labelled.read(tuned.test))
+    line = [tuned.command, "--workdir", tuned.run, "--input", tuned.test]
+    printed = read_json_lines(call(capsys, *line, "--format=jsonl"))
+    assert [found for _, found in predicted] == printed and len(printed) == 14
+
+
 def test_flags_and_lines_say_the_same(tuned, capsys, monkeypatch):
     line = [tuned.command, "--workdir", tuned.run, "--format=jsonl"]
     flags = LINES[tuned.command]
@@ -386,33 +436,6 @@ def test_a_glue_submission(tuned, capsys, tmp_path):
     assert rows == [f"{71 + i}\t{value}" for i, value in enumerate(reversed(values))]
 
 
-def predicted(values, **fields):
-    for place, value in enumerate(values):
-        columns = {name: column[place] for name, column in fields.items()}
-        yield Record(columns, f"f, line {place}"), value
-
-
-def test_glue_wants_names_numbers_and_places():
-    scores = [{"score": 5.2}, {"score": -0.1}, {"score": 2.34567}]
-    assert [*predictions.glue("stsb", (), predicted(scores))] == [
-        "index\tprediction",
-        "0\t5.000",
-        "1\t0.000",
-        "2\t2.346",
-    ]
-    names = ("entailment", "not_entailment")
-    found = [{"label": "not_entailment"}, {"label": "entailment"}]
-    lines = predictions.glue("rte", names, predicted(found, index=["1", "0"]))
-    assert [*lines][1:] == ["0\tentailment", "1\tnot_entailment"]
-    # WNLI's order of the same names is the other one
-    lines = predictions.glue("wnli", names[::-1], predicted(found))
-    assert [*lines][1:] == ["0\t0", "1\t1"]
-    with pytest.raises(UserError, match="takes entailment or not_entailment; the run"):
-        next(predictions.glue("rte", ("no", "yes"), predicted([])))
-    with pytest.raises(UserError, match="the idx '1' is no number, or stands there"):
-        next(predictions.glue("rte", names, predicted(found, idx=["1", "1"])))
-
-
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
@@ -425,20 +448,6 @@ def test_glue_files_have_their_names(tmp_path, name, source, expected):
     found = predict.glue_output(str(tmp_path), name, source)
     assert found == str(tmp_path / expected)
     assert predict.glue_output("x.tsv", name, source) == "x.tsv"
-
-
-def test_table_cells_are_cut_and_padded_by_columns_of_the_terminal():
-    assert predictions._fitted("ab", 4) == "ab  "
-    assert predictions._fitted("a b\tc\nd", 7) == "a b c d"
-    assert predictions._fitted("abcdef", 4) == "abc…"
-    assert predictions._fitted("정치", 6) == "정치  "
-    assert predictions._fitted("정치면", 4) == "정… "
-
-
-def test_a_choice_joins_its_columns_in_a_line():
-    task = predict.Task("choice", ("a", "b"), "label", ("1", "2"), (), ("c", "d"))
-    record = inputs.line_record(["x", "y", "z"], inputs.line_task(task), ("1", "2"), "")
-    assert record.fields == {"a": "x", "c": "y", "d": "z"}
 
 
 # Vectors
@@ -462,15 +471,11 @@ def test_embeddings_do_not_depend_on_the_company(runs, base, capsys, tmp_path):
         (alone,) = read_json_lines(call(capsys, *line, f"--text={texts[3]}"))
         assert alone["place"] == "--text"
         np.testing.assert_allclose(alone["embedding"], vectors[pooling][3], atol=1e-5)
-    config = configs.read_config(folder)
-    model = predict.models.build(config.model.to_dict(), "float32")
-    run = predict.load_run(folder, config, model)
-    before, after = predict.text_frame(run)
+    run = use.open_run(folder)
+    before, after = embedding.text_frame(run)
     assert (len(before), len(after)) == ((1, 1) if base == "bert" else (1, 0))
     ids = [*before, *run.tokenizer.encode_batch([texts[3]])[0], *after]
-    out = model.apply(
-        {"params": run.params}, jnp.array([ids], jnp.int32), deterministic=True
-    )
+    out = run.base.apply(run.params, {"tokens": jnp.array([ids], jnp.int32)})
     hidden = np.asarray(out["hidden"][0])
     expected = {"mean": hidden.mean(axis=0), "first": hidden[0], "last": hidden[-1]}
     for pooling, vector in expected.items():
@@ -501,11 +506,19 @@ def test_embed_names_the_columns_there_are(runs, tmp_path):
         ("bert", ["fill_mask", "--text=no mask"], r"no \[MASK\] in 'no mask'"),
         ("bert", ["fill_mask", "--text=" + "[MASK] " * 40], "positions"),
         ("bert", ["fill_mask", "--input=nowhere"], "--input=nowhere is not a file"),
-        ("bert", ["generate"], "generate needs a causal_lm run.*predict.py fill_mask"),
-        ("bert", ["classify", "--text=a"], "has no task.json: fine-tune it first"),
+        ("bert", ["generate"], "masked_lm': use predict.py fill_mask or embed"),
+        (
+            "bert",
+            ["classify", "--text=a"],
+            "classify is not for .*predict.py fill_mask",
+        ),
         ("bert", ["embed", "--text= "], "--text has no text"),
         ("bert", ["embed", "--text=a", "--output=no/x.npy"], "there is no folder no"),
-        ("gpt", ["fill_mask", "--text=[MASK]"], "fill_mask needs a masked_lm run"),
+        (
+            "gpt",
+            ["fill_mask", "--text=[MASK]"],
+            "use predict.py generate or embed",
+        ),
         ("gpt", ["generate", "--max_tokens=99"], "--max_tokens=99, but the model"),
         ("gpt", ["generate", "--top_p=1.5"], "--top_p=1.5 is out of range"),
     ],

@@ -8,7 +8,7 @@ import json
 import platform
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Feed:
             else each makes its `parallel.host_part`.
     """
 
-    batches: Sequence[dict]
+    batches: Any  # a grain.MapDataset, or what has indices as well
     rows: int
     is_whole: bool
 
@@ -239,32 +239,35 @@ def compile_programs(job: Job) -> Programs:
     """The update and the evaluation, for states as planned and such batches.
 
     Raises:
-      UserError: as `in_parts_that_fit`; a mesh that pmap cannot have.
+      UserError: as `in_parts_that_fit` and `update`.
     """
-    plan, mesh = job.plan, job.plan.mesh
-    axis = parallel.mapped_axis(job.run.parallel, mesh)
-
-    def compiled(micro_batches: int) -> Programs:
-        update = step.make_train_step(
-            plan.loss_terms,
-            plan.optimizer,
-            plan.schedule,
-            micro_batches=micro_batches,
-            axis=axis,
-        )
-        batch = job.train.planned(mesh, micro_batches)
-        return Programs(
-            parallel.compile_train_step(update, plan.state, batch, mesh, axis),
-            evaluation(job, job.held_out, micro_batches),
-            micro_batches,
-        )
-
-    return in_parts_that_fit(job, compiled)
+    return in_parts_that_fit(
+        job, lambda n: Programs(update(job, n), evaluation(job, job.held_out, n), n)
+    )
 
 
 def compile_evaluation(job: Job, feed: Feed) -> Programs:
     """The evaluation of another feed alone."""
     return in_parts_that_fit(job, lambda n: Programs(None, evaluation(job, feed, n), n))
+
+
+def update(job: Job, micro_batches: int) -> Any:
+    """The update of a state, compiled.
+
+    Raises:
+      UserError: a mesh that pmap cannot have.
+    """
+    plan, mesh = job.plan, job.plan.mesh
+    axis = parallel.mapped_axis(job.run.parallel, mesh)
+    one = step.make_train_step(
+        plan.loss_terms,
+        plan.optimizer,
+        plan.schedule,
+        micro_batches=micro_batches,
+        axis=axis,
+    )
+    batch = job.train.planned(mesh, micro_batches)
+    return parallel.compile_train_step(one, plan.state, batch, mesh, axis)
 
 
 def evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
@@ -330,12 +333,11 @@ def execute(
     """Begins or resumes the run in `workdir`, to its end or until told to stop.
 
     `describe(first step)` tells of what is about to be trained. A run that is over is
-    left as it is, without compiling anything.
+    left as it is, and said to be done, without compiling anything.
     """
     checkpoints = Checkpoints(workdir)
     first = checkpoints.latest_step() or 0
     writer = MetricsWriter(workdir, first, writes=parallel.is_first())
-    describe(first)
     history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
     if not loop.is_over(
         first,
@@ -345,9 +347,12 @@ def execute(
         eval_every_steps=job.eval_every_steps,
         patience=job.patience,
     ):
+        describe(first)
         programs = compile_programs(job)
         with costs.memory_explained(costs.REMEDIES, programs.train_step):
             first = train(job, programs, checkpoints, writer, stop)
+    else:
+        print(f"step {first}: the run is done")
     writer.close()
     checkpoints.close()
     return result_of(workdir, first, stop.received)

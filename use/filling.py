@@ -57,6 +57,6 @@ def mask_probabilities(
     run: Run, ids: Int[np.ndarray, " T"], masked: Int[np.ndarray, " P"]
 ) -> Float[np.ndarray, "P V"]:
     """Probabilities of the tokens at the masked positions."""
-    batch = {"tokens": jnp.asarray(ids[None]), "predict_positions": masked[None]}
-    output = run.model.apply(run.params, batch)
+    batch = {"tokens": ids[None], "predict_positions": masked[None]}
+    output = run.model.apply(run.params, jax.tree.map(jnp.asarray, batch))
     return np.asarray(jax.nn.softmax(logits(output["masked_lm"])[0], axis=-1))

@@ -46,6 +46,11 @@ def generate(
         if not fine:
             raise UserError(f"--{name}={value} is out of range: see generate --help")
     run.check("generate")
+    if not hasattr(run.model.module, "empty_cache"):
+        raise UserError(
+            f"generate needs a model that keeps what it has read, and one of "
+            f"model.family={run.config.model.family!r} does not: use predict.py embed"
+        )
     tokenizer = run.tokenizer
     ids = tokenizer.encode_batch([prompt])[0]
     start = run.way.framing(tokenizer).document_start

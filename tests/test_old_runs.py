@@ -1,0 +1,103 @@
+"""Run folders of an older version, and of a version before a setting, open and resume.
+
+golden/old_runs.tar.gz holds runs that were begun by the code before the settings had a
+table, each stopped by SIGTERM in the middle, with their texts and tokenizers, what
+that code predicted from them, and the curves of the same runs which it finished.
+"""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import configs
+import finetune
+import predict
+import train
+from training import loop
+from training.checkpoints import load_params
+from training.metrics import read_metrics
+from use import open_run
+
+GOLDEN = Path(__file__).parent / "golden" / "old_runs.tar.gz"
+RUNS = {"bert": train.train, "gpt": train.train, "topic": finetune.finetune}
+BEST = {"bert": 120, "gpt": 80, "topic": 16}
+
+
+@pytest.fixture
+def expected(tmp_path, monkeypatch):
+    """The working folder has the runs; what the code before made of them."""
+    with tarfile.open(GOLDEN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    os.utime(tmp_path / "corpus.txt", (1_700_000_000,) * 2)  # as the shards' key has it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
+    return json.loads((tmp_path / "expected.json").read_text())
+
+
+def said(capsys, *arguments):
+    capsys.readouterr()
+    assert predict.main(["predict.py", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_old_runs_predict_the_same(expected, capsys):
+    before = expected["predict"]
+    text = "--text=In the morning the baker [MASK] a letter."
+    assert said(capsys, "fill_mask", "--workdir=bert", text) == before["bert"]
+    drawn = ("--prompt=At noon", "--max_tokens=12", "--temperature=0")
+    assert said(capsys, "generate", "--workdir=gpt", *drawn) == before["gpt"]
+    text = "--text=my sister sold two small boats near the river"
+    line = said(capsys, "classify", "--workdir=topic", text, "--format=jsonl")
+    now, then = json.loads(line), json.loads(before["topic"])
+    assert now.pop("probabilities") == pytest.approx(
+        then.pop("probabilities"), abs=1e-5
+    )
+    assert now == then
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_old_runs_resume_to_the_same_end(name, expected):
+    folder = Path(name)
+    assert load_params(folder)[1] == BEST[name]
+    config = configs.read_config(folder)
+    result = RUNS[name](config, folder)
+    curves, rows = expected["curves"][name], read_metrics(folder / "metrics.jsonl")
+    assert result.step == curves["eval/loss"][-1][0] and result.signal is None
+    for key, curve in curves.items():
+        found = {row["step"]: row[key] for row in rows if key in row}
+        assert found == pytest.approx(dict(curve), abs=1e-5)
+    best = min(criteria(rows))[1]
+    assert load_params(folder)[1] == best
+    assert [path.name for path in (folder / "best").glob("[0-9]*")] == [str(best)]
+
+
+def criteria(rows):
+    """The criterion of each evaluation, and its step; of equals the first is best."""
+    for row in rows:
+        if "eval/loss" in row:
+            yield -row.get("eval/accuracy", -row["eval/loss"]), row["step"]
+
+
+def without(folder, *names):
+    """A run of today becomes one of before there were these settings."""
+    values = json.loads((folder / "config.json").read_text())
+    for name in names:
+        group, key = name.split(".")
+        del values[group][key]
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_from_before_a_setting_open_and_resume(name, expected, monkeypatch):
+    """The config of today resumes them; theirs is complete once they have resumed."""
+    folder, today = Path(name), configs.read_config(Path(name))
+    configs.write_run_folder(folder, today)  # as the code of today writes it
+    later = ["run.remat"] if name == "topic" else ["data.heldout_tokens", "run.remat"]
+    without(folder, *later)
+    assert open_run(folder).config == today
+    monkeypatch.setattr(loop, "fit", lambda state, *_, **__: state)
+    RUNS[name](today, folder)
+    assert json.loads((folder / "config.json").read_text()) == today.to_dict()
