@@ -20,12 +20,12 @@ GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def check_version(made_of: dict, workdir: Path) -> None:
-    """UserError where a run was begun with another order of examples than today's."""
-    if made_of.get("draws_version") != VERSION:
+    """UserError where a run draws otherwise; before there were versions it had none."""
+    if "draws_version" not in made_of or made_of["draws_version"] != VERSION:
         raise UserError(
-            f"the run in {workdir} was begun by a version that drew its examples in "
-            "another order, so it cannot be resumed (it can be used, and init_from "
-            "takes its weights): use another --workdir"
+            f"the run in {workdir} was begun by a version of this code that drew "
+            "examples and masks otherwise, so it cannot be resumed, only used: give "
+            "another --workdir, and to go on from its weights init_from"
         )
 
 

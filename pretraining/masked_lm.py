@@ -70,10 +70,10 @@ def framing(tokenizer: Tokenizer) -> Framing:
 
 
 def make_examples(
-    objective: Objective, split: Shards, tokenizer: Tokenizer, sequence_length: int
-) -> MaskedLmExamples:
+    objective: Objective, tokenizer: Tokenizer, sequence_length: int
+) -> Callable[[Shards], MaskedLmExamples]:
     masking = masked_words.make_masking(objective, tokenizer)
-    return MaskedLmExamples(split, tokenizer, masking, sequence_length)
+    return lambda split: MaskedLmExamples(split, tokenizer, masking, sequence_length)
 
 
 def loss_terms(model: Any, logit_chunks: int) -> Callable:

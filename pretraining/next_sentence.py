@@ -251,12 +251,13 @@ def truncation(
 
 
 def make_examples(
-    objective: Objective, split: Shards, tokenizer: Tokenizer, sequence_length: int
-) -> NextSentenceExamples:
-    return NextSentenceExamples(
+    objective: Objective, tokenizer: Tokenizer, sequence_length: int
+) -> Callable[[Shards], NextSentenceExamples]:
+    masking = masked_words.make_masking(objective, tokenizer)
+    return lambda split: NextSentenceExamples(
         split,
         tokenizer,
-        masked_words.make_masking(objective, tokenizer),
+        masking,
         sequence_length,
         short_seq_prob=objective.short_seq_prob,
         random_next_rate=objective.random_next_rate,

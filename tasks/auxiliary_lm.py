@@ -34,12 +34,14 @@ class AuxiliaryLm:
 
     Attributes:
         output: what it needs of the model.
+        draws: whether what it predicts is drawn.
         added: (batches, seed) -> the batches with what it predicts.
         loss: (model, params, batch, output for the task, dropout key, logit chunks) ->
             (loss sum in nats, weight sum, metrics).
     """
 
     output: str
+    draws: bool
     added: Callable[[grain.MapDataset, int], grain.MapDataset]
     loss: Callable[[Any, Any, dict, dict, Any, int], Sums]
 
@@ -68,7 +70,7 @@ def auxiliary_lm(
             batches = batches.map(with_next_tokens)
             return batches.map(with_sequence_weights) if per_sequence else batches
 
-        return AuxiliaryLm("causal_lm", next_tokens, causal_loss)
+        return AuxiliaryLm("causal_lm", False, next_tokens, causal_loss)
     if "masked_lm" in family.outputs:
         masking = Masking(
             tokenizer,
@@ -82,7 +84,7 @@ def auxiliary_lm(
         def masked(batches: grain.MapDataset, seed: int) -> grain.MapDataset:
             return with_masked_tokens(batches, masking, seed)
 
-        return AuxiliaryLm("masked_lm", masked, masked_loss)
+        return AuxiliaryLm("masked_lm", True, masked, masked_loss)
     raise UserError(
         "objective.lm_weight is set, but a model of this family predicts no tokens "
         f"(it has {', '.join(family.outputs) or 'no outputs'}): set it to 0"

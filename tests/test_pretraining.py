@@ -79,13 +79,13 @@ def pair_framing(tokenizer):
 def masked_examples(stream, tokenizer, sequence_length, **settings):
     objective = ConfigDict(BERT | settings)
     way = PRETRAININGS["masked_lm"]
-    return way.examples(objective, stream, tokenizer, sequence_length)
+    return way.examples(objective, tokenizer, sequence_length)(stream)
 
 
 def pair_examples(stream, tokenizer, sequence_length, **settings):
     objective = ConfigDict(PAIRS | settings)
     way = PRETRAININGS["next_sentence"]
-    return way.examples(objective, stream, tokenizer, sequence_length)
+    return way.examples(objective, tokenizer, sequence_length)(stream)
 
 
 def random_documents(count, max_words, seed=0, pieces="abcde"):
@@ -763,7 +763,7 @@ def test_one_document_has_no_random_next_sentence(shards_of, tokenizer, pair_fra
 def test_too_little_text(shards_of, tokenizer, name):
     stream = shards_of(["a"], shards.Framing(None, None, name == "next_sentence"))
     with pytest.raises(UserError, match=r"1 token.*nothing to predict|two documents"):
-        PRETRAININGS[name].examples(ConfigDict(PAIRS), stream, tokenizer, 16)
+        PRETRAININGS[name].examples(ConfigDict(PAIRS), tokenizer, 16)(stream)
 
 
 def test_framing(tokenizer, tmp_path):
@@ -991,7 +991,7 @@ def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
     documents = ["\n".join(random_documents(8, 5, seed)) for seed in range(3)]
     stream = shards_of(documents, way.framing(tokenizer))
     objective = ConfigDict(PAIRS | {"max_predictions": 5})
-    examples = way.examples(objective, stream, tokenizer, 16)
+    examples = way.examples(objective, tokenizer, 16)(stream)
     batch = windows.evaluation_batches(examples, batch_size=8)[0]
     batch = jax.tree.map(jnp.asarray, batch)
     params = model.init(jax.random.key(0), batch)

@@ -10,9 +10,9 @@ from settings import Setting
 
 
 class Examples:
-    def __init__(self, objective, split, tokenizer, length):
+    def __init__(self, split, length, skip):
         self.windows = causal_lm.CausalLmExamples(split, length)
-        self.skip = objective.skip
+        self.skip = skip
 
     def __len__(self):
         return len(self.windows)
@@ -40,7 +40,9 @@ PRETRAINING = Pretraining(
     special_tokens=GPT_SPECIAL_TOKENS,
     roles=(),
     framing=causal_lm.framing,
-    examples=Examples,
+    examples=lambda objective, _, length: (
+        lambda split: Examples(split, length, objective.skip)
+    ),
     outputs=("causal_lm",),
     sees="left",
     loss_terms=loss_terms,
