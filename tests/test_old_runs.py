@@ -9,7 +9,9 @@ that code predicted from them, and the curves of the same runs which it finished
 import json
 import os
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +73,16 @@ def test_runs_whose_examples_were_drawn_otherwise_are_not_resumed(name, expected
     assert load_params(folder)[1] == BEST[name]
     kept = [path for path in before if "checkpoints" in path.parts]
     assert kept and all(path.stat().st_mtime == before[path] for path in kept)
+
+
+def test_fine_tuning_whose_masks_were_drawn_otherwise_is_not_resumed(expected):
+    digests = json.loads(Path("topic", "data.json").read_text())
+    made = SimpleNamespace(digests=lambda: digests)
+    for draws_masks in (True, False):
+        auxiliary = SimpleNamespace(draws=draws_masks)
+        tuning = SimpleNamespace(splits=made, auxiliary=auxiliary)
+        with pytest.raises(UserError) if draws_masks else nullcontext():
+            finetune.record_origin(Path("topic"), tuning)
 
 
 def test_old_fine_tuning_resumes_to_the_same_end(expected):

@@ -716,6 +716,20 @@ def test_evaluation_sees_every_example_once(all_examples, objective):
         assert (reference["next_sentence_weights"] == 1).all()
 
 
+@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+def test_a_part_of_the_evaluation_is_made_as_in_the_whole(all_examples, objective):
+    examples = all_examples[objective]
+    count = len(examples)
+    (whole,) = windows.evaluation_batches(examples, batch_size=count)
+    for most in (1, 5, count // 2, count, count + 3):
+        (part,) = windows.evaluation_batches(examples, batch_size=count, most=most)
+        found = min(most, count)
+        places = np.arange(found) * count // found
+        for name, array in part.items():
+            np.testing.assert_array_equal(array[:found], whole[name][places])
+            assert not array[found:].any()
+
+
 # What the user sees
 
 
