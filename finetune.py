@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import corpora, tokenizers
+from data import corpora, draws, tokenizers
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -546,11 +546,13 @@ def record_origin(workdir: Path, tuning: Tuning) -> None:
     """Keeps with the run its task, labels, tokenizer and the digests of its data.
 
     Raises:
-      UserError: the run was begun on other data.
+      UserError: the run was begun on other data, or with masks drawn otherwise.
     """
     digests, target = tuning.splits.digests(), workdir / "data.json"
     if target.exists():
         before = json.loads(target.read_text())
+        if tuning.auxiliary is not None and tuning.auxiliary.draws:
+            draws.check_version(before, workdir)
         changed = [name for name in digests if digests[name] != before[name]]
         if changed:
             raise UserError(
@@ -560,7 +562,8 @@ def record_origin(workdir: Path, tuning: Tuning) -> None:
         return
     tuning.origin.tokenizer.save(workdir)
     splits.save_task(workdir, tuning.task, tuning.splits.labels)
-    target.write_text(json.dumps(digests, indent=2) + "\n")
+    made_of = digests | {"draws_version": draws.VERSION}
+    target.write_text(json.dumps(made_of, indent=2) + "\n")
 
 
 def describe(tuning: Tuning, job: Job, first: int) -> None:

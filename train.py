@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import corpora, shards, windows
+from data import corpora, draws, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -139,11 +139,8 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     train, heldout = (
         shards.open_shards(folder, split) for split in ("train", "heldout")
     )
-    train_examples, heldout_examples = (
-        way_of(objective.name).examples(
-            objective, split, tokenizer, settings.sequence_length
-        )
-        for split in (train, heldout)
+    examples_of = way_of(objective.name).examples(
+        objective, tokenizer, settings.sequence_length
     )
     index, count = parallel.host_part(mesh)
     return Data(
@@ -152,14 +149,14 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         train,
         heldout,
         windows.training_batches(
-            train_examples,
+            examples_of(train),
             batch_size=settings.batch_size,
             seed=config.seed,
             host_index=index,
             host_count=count,
         ),
         windows.evaluation_batches(
-            heldout_examples,
+            examples_of(heldout),
             batch_size=settings.batch_size,
             most=-(-settings.heldout_tokens // settings.sequence_length),
             host_index=index,
@@ -279,21 +276,22 @@ def measure(
 
 
 def record_origin(workdir: Path, data: Data) -> None:
-    """Keeps with the run what it was made from: its tokenizer, and the shards' key.
+    """Keeps with the run what it was made from: its tokenizer, the shards' key, and
+    the version of the order of examples.
 
     Raises:
-      UserError: the run was begun on other data; the differences are named.
+      UserError: the run was begun on other data (the differences are named), or in
+        another order.
     """
-    target, key = workdir / "data.json", shards.read_key(data.folder)
+    target = workdir / "data.json"
+    made_of = shards.read_key(data.folder) | {"draws_version": draws.VERSION}
     if target.exists():
-        shards.check_same_key(
-            json.loads(target.read_text()),
-            key,
-            f"the run in {workdir} was",
-        )
+        before = json.loads(target.read_text())
+        draws.check_version(before, workdir)
+        shards.check_same_key(before, made_of, f"the run in {workdir} was")
         return
     data.tokenizer.save(workdir)
-    target.write_text(json.dumps(key, indent=2) + "\n")
+    target.write_text(json.dumps(made_of, indent=2) + "\n")
 
 
 def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:

@@ -7,28 +7,57 @@ import time
 import grain
 from ml_collections import ConfigDict
 
+from configs import bert_base, bert_mini, gpt_mini
 from data import shards, windows
 from pretraining import way_of
 from pretraining.corpus import prepare
 
-SECONDS = 3.0
+SECONDS = 2.0
+
+
+def ways(variant: str) -> dict[str, ConfigDict]:
+    """The ways to pre-train, in rows of 128 of the embedded corpus."""
+    found = {"causal": gpt_mini.get_config(variant)}
+    for name, way, whole_word in (
+        ("masked", "masked_lm", False),
+        ("whole words", "masked_lm", True),
+        ("next sentence", "next_sentence", False),
+    ):
+        found[name] = bert_mini.get_config(variant)
+        found[name].objective = bert_base.get_config().objective
+        found[name].objective.update(name=way, whole_word=whole_word)
+    for config in found.values():
+        config.data.update(sequence_length=128, batch_size=64)
+    return found
+
+
+def open_batches(config: ConfigDict) -> grain.MapDataset:
+    tokenizer, folder = prepare(config)
+    examples_of = way_of(config.objective.name).examples(
+        config.objective, tokenizer, config.data.sequence_length
+    )
+    return windows.training_batches(
+        examples_of(shards.open_shards(folder, "train")),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+    )
+
+
+def rows_per_core_second(config: ConfigDict) -> float:
+    """Rows of batches made one after the other, by the time that cores take for it."""
+    batches = open_batches(config)
+    steps, before, began = 0, cpu_seconds(), time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        batches[steps]
+        steps += 1
+    return steps * config.data.batch_size / (cpu_seconds() - before)
 
 
 def batches_per_second(config: ConfigDict) -> tuple[float, float]:
     """(tokens a second of batches made ahead, share of them that is no padding)."""
-    tokenizer, folder = prepare(config)
-    examples = way_of(config.objective.name).examples(
-        config.objective,
-        shards.open_shards(folder, "train"),
-        tokenizer,
-        config.data.sequence_length,
-    )
-    batches = windows.training_batches(
-        examples, batch_size=config.data.batch_size, seed=config.seed
-    )
     threads = config.run.data_threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    made = iter(batches.to_iter_dataset(options))
+    made = iter(open_batches(config).to_iter_dataset(options))
     next(made)
     tokens, useful, began = 0, 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:

@@ -362,6 +362,9 @@ def measure_input(
         times = f"{rate / fastest[case.label]:,.0f}" if case.label in fastest else "-"
         name = f"{config.name}, {case.rows} rows of {case.length}"
         write(f"| {name} | {rate:,.0f} | {useful:.1%} | {times} |")
+    write("\n| batches of rows of 128 | rows a second of one core |\n|---|---|")
+    for name, config in input_pipeline.ways("tiny" if arguments.tiny else "").items():
+        write(f"| {name} | {input_pipeline.rows_per_core_second(config):,.0f} |")
     write("\n| text to shards | MB a second of one core |\n|---|---|")
     for name, config in configs.items():
         write(f"| {name} | {input_pipeline.megabytes_per_core_second(config):.2f} |")

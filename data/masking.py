@@ -5,13 +5,14 @@ import re
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from data.draws import Draws
 from data.tokenizers import Tokenizer
-from data.windows import Example, padded
+from data.windows import Batch, ranges
 from errors import UserError
 
 
 class Masking:
-    """The corruption of a row. (BERT, section 3.1 and appendix A.1.)
+    """The corruption of rows. (BERT, section 3.1 and appendix A.1.)
 
     `mask_rate` of the row's real tokens, special ones counted as in BERT's code but
     never chosen, are to be predicted, at most `max_predictions` = P. Of these,
@@ -50,62 +51,89 @@ class Masking:
         if not self.replacements.size:
             raise UserError("the tokenizer has no piece that is not a special token.")
 
-    def mask(self, row: Example, generator: np.random.Generator) -> Example:
-        """The row with some tokens replaced, and what is to be predicted, in order."""
-        tokens, segment_ids = row["tokens"], row["segment_ids"]
-        real = np.count_nonzero(segment_ids)
-        quota = min(self.max_predictions, max(1, round(real * self.mask_rate)))
-        candidates = np.flatnonzero((segment_ids > 0) & ~self.is_special[tokens])
-        words = self._words(tokens, segment_ids, candidates)
-        is_chosen = _choose_words(np.bincount(words), quota, generator)
-        positions = candidates[is_chosen[words]]
+    def mask(self, batch: Batch, draws: Draws) -> Batch:
+        """The rows with some tokens replaced, and what is to be predicted, in order.
+
+        Args:
+            batch: "tokens" and "segment_ids" [B, T], which are left as they are.
+
+        Returns:
+            The batch with "tokens" [B, T], and "predict_positions", "targets" and
+            "weights" [B, P].
+        """
+        tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+        real = np.count_nonzero(segment_ids, axis=1)
+        quota = np.rint(real * self.mask_rate).astype(np.int64)
+        quota = np.clip(quota, 1, self.max_predictions)
+        is_candidate = (segment_ids > 0) & ~self.is_special[tokens]
+        words, sizes = self._words(tokens, segment_ids, is_candidate)
+        is_chosen = _choose_words(sizes, quota, draws)
+        predicted = np.take_along_axis(is_chosen, words, axis=1) & is_candidate
+        rows, positions = np.nonzero(predicted)
+        counts = predicted.sum(axis=1)
+        slots = ranges(np.zeros_like(counts), counts)
+        targets = tokens[rows, positions]
         # One draw for a word, whatever its number of pieces.
-        draw = generator.random(len(is_chosen))[words[is_chosen[words]]]
-        targets = tokens[positions]
-        random = generator.choice(self.replacements, len(positions))
-        replaced = np.where(
-            draw < self.mask_token_rate,
+        fates = draws.uniform(tokens.shape[1])[rows, words[rows, positions]]
+        pieces = draws.uniform(self.max_predictions)[rows, slots]
+        random = self.replacements[(pieces * len(self.replacements)).astype(np.int64)]
+        corrupted = tokens.copy()
+        corrupted[rows, positions] = np.where(
+            fates < self.mask_token_rate,
             self.mask_id,
             np.where(
-                draw < self.mask_token_rate + self.random_token_rate, random, targets
+                fates < self.mask_token_rate + self.random_token_rate, random, targets
             ),
         )
-        corrupted = tokens.copy()
-        corrupted[positions] = replaced
         predictions = {
-            "predict_positions": positions.astype(np.int32),
-            "targets": targets,
-            "weights": np.ones(len(positions), np.float32),
+            "predict_positions": (positions, np.int32),
+            "targets": (targets, np.int32),
+            "weights": (1, np.float32),
         }
-        return row | {"tokens": corrupted} | padded(predictions, self.max_predictions)
+        masked = batch | {"tokens": corrupted}
+        for name, (values, dtype) in predictions.items():
+            masked[name] = np.zeros((len(tokens), self.max_predictions), dtype)
+            masked[name][rows, slots] = values
+        return masked
 
     def _words(
         self,
-        tokens: Int32[np.ndarray, " T"],
-        segment_ids: Int32[np.ndarray, " T"],
-        candidates: Int64[np.ndarray, " C"],
-    ) -> Int64[np.ndarray, " C"]:
-        """Which word of the row, 0, 1, .., each candidate belongs to."""
+        tokens: Int32[np.ndarray, "B T"],
+        segment_ids: Int32[np.ndarray, "B T"],
+        is_candidate: Bool[np.ndarray, "B T"],
+    ) -> tuple[Int64[np.ndarray, "B T"], Int64[np.ndarray, "B T"]]:
+        """Which word of its row, 0, 1, .., each candidate belongs to, and the number of
+        candidates in each word."""
+        rows, length = tokens.shape
         if not self.whole_word:
-            return np.arange(len(candidates))
-        begins = (
-            self.starts_word[tokens[candidates]]
-            | (np.diff(candidates, prepend=-2) > 1)  # after a special token
-            | (np.diff(segment_ids[candidates], prepend=0) > 0)
-        )
-        return np.cumsum(begins) - 1
+            places = np.broadcast_to(np.arange(length), (rows, length))
+            return places, is_candidate.astype(np.int64)
+        goes_on = ~self.starts_word[tokens]
+        goes_on[:, 0] = False
+        goes_on[:, 1:] &= is_candidate[:, :-1]  # else after a special token
+        goes_on[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
+        words = np.cumsum(is_candidate & ~goes_on, axis=1) - 1
+        np.maximum(words, 0, out=words)  # before the first candidate
+        flat = (words + length * np.arange(rows)[:, None])[is_candidate]
+        return words, np.bincount(flat, minlength=rows * length).reshape(rows, length)
 
 
 def _choose_words(
-    sizes: Int64[np.ndarray, " W"], quota: int, generator: np.random.Generator
-) -> Bool[np.ndarray, " W"]:
-    """Words in random order until the quota of pieces is full; skips what overflows."""
-    is_chosen = np.zeros(len(sizes), bool)
-    pieces = sizes.tolist()
-    for word in generator.permutation(len(sizes)).tolist():
-        if pieces[word] <= quota:
-            is_chosen[word] = True
-            quota -= pieces[word]
-            if not quota:
-                break
+    sizes: Int64[np.ndarray, "B W"], quota: Int64[np.ndarray, " B"], draws: Draws
+) -> Bool[np.ndarray, "B W"]:
+    """Words in random order until the quota of pieces is full; skips what overflows.
+
+    Each turn takes all words up to the first that overflows, and drops those that
+    cannot fit any more, that one among them.
+    """
+    order = np.argsort(draws.bits(sizes.shape[1]), axis=1)
+    waiting = np.take_along_axis(sizes, order, axis=1)
+    is_taken = np.zeros(sizes.shape, bool)
+    while waiting.any():
+        takes = (waiting > 0) & (np.cumsum(waiting, axis=1) <= quota[:, None])
+        is_taken |= takes
+        quota = quota - np.sum(waiting, axis=1, where=takes)
+        waiting = np.where(takes | (waiting > quota[:, None]), 0, waiting)
+    is_chosen = np.zeros(sizes.shape, bool)
+    np.put_along_axis(is_chosen, order, is_taken, axis=1)
     return is_chosen

@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -241,6 +241,7 @@ class Shards:
       split: "train" or "heldout".
       num_tokens: length N of the stream, framing included.
       text_bytes: UTF-8 bytes of the text, for bits per byte.
+      tokens: [N], the stream.
       documents: int64 [D+1], where each document begins in the stream, and N.
       sentences: int64 [S+1], the same for sentences; None unless they were stored.
       unigram_counts: int64 [V], how often each id occurs.
@@ -263,6 +264,11 @@ class Shards:
         self._open_shard = lru_cache(MAPPED_SHARDS)(
             lambda number: _open_array(folder / f"{split}-{number:05d}.tokens.npy")
         )
+
+    @cached_property
+    def tokens(self) -> Integer[np.ndarray, " N"]:
+        parts = [self._open_shard(number) for number in range(len(self._starts) - 1)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def read(self, start: int, stop: int) -> Int32[np.ndarray, " N"]:
         """The tokens stream[start:stop], across shards; 0 <= start <= stop <= N."""

@@ -1,21 +1,25 @@
 """Examples to batches: which example comes at which step, on which host.
 
-An example is a pure function of (example index, random generator); which example comes
-at which step, and its generator, are pure functions of (seed, step). So any step can be
-computed alone: resuming needs the step and nothing else, and any number of hosts sees
-the same global batches.
+A batch is made in one call from the numbers of its examples and draws for each of them;
+which example comes at which step, and what is drawn for it, are pure functions of
+(seed, step). So any step can be computed alone: resuming needs the step and nothing
+else, and any number of hosts sees the same global batches.
 
-Arrays of an example (a batch adds the axis B in front): `tokens [T]`; `segment_ids [T]`
-(1, 2, .. for the documents packed into the row, 0 for padding); `positions [T]`; where
-texts have two sides, `token_types [T]`; and what is to be predicted: `targets` and
-`weights` at `[T]`, or at `[P]` with `predict_positions [P]`.
+Arrays of a batch: `tokens [B, T]`; `segment_ids [B, T]` (1, 2, .. for the documents
+packed into the row, 0 for padding); `positions [B, T]`; where texts have two sides,
+`token_types [B, T]`; and what is to be predicted: `targets` and `weights` at `[B, T]`,
+or at `[B, P]` with `predict_positions [B, P]`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Float32, Int32, Int64, Integer, Shaped
 
+from data import draws
+from data.draws import Draws
 from data.shards import Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -23,11 +27,29 @@ from errors import UserError
 if TYPE_CHECKING:
     import grain
 
-Example = dict[str, Shaped[np.ndarray, "..."]]
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 
+MAX_STEPS = 2**31 - 1
 # Fixed, not the run's seed: every run is evaluated on the same masks.
 EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Rows to be made.
+
+    Attributes:
+        indices: of their examples, [B].
+        epochs: in which they are visited, [B]; a way that cuts the text anew in each
+            epoch does so by (seed, epoch).
+        seed: of the run.
+        draws: for each of them.
+    """
+
+    indices: Int64[np.ndarray, " B"]
+    epochs: Int64[np.ndarray, " B"]
+    seed: int
+    draws: Draws
 
 
 @runtime_checkable  # what tests check
@@ -36,7 +58,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, index: int, generator: np.random.Generator) -> Example: ...
+    def batch(self, visits: Visits) -> Batch: ...
 
 
 def training_batches(
@@ -50,23 +72,24 @@ def training_batches(
     """`[step]` is this host's rows of the global batch of that step; without end.
 
     Visit v = step * batch_size + row takes place v of an order shuffled anew in each
-    epoch, and a generator seeded by (seed, v). Hosts take consecutive rows, so joined
-    in order they give the batch of a single host.
+    epoch, and draws by (seed, v). Hosts take consecutive rows, so joined in order they
+    give the batch of a single host.
     """
     import grain  # and with it jax, which preparing needs not
 
-    rows = _rows_per_host(batch_size, host_count)
+    mine = _rows_of_host(batch_size, host_index, host_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
-    return (
-        grain.MapDataset.range(len(examples))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(examples.example)
-        .batch(rows, drop_remainder=True)
-        .slice(slice(host_index, None, host_count))
-    )
+    count = len(examples)
+
+    def batch(step: int) -> Batch:
+        visits = step * batch_size + mine
+        epochs, places = np.divmod(visits, count)
+        indices = draws.shuffled(places, epochs, count, seed)
+        starts = draws.starts_of(draws.VISITS, seed, rows=visits)
+        return examples.batch(Visits(indices, epochs, seed, Draws(starts)))
+
+    return grain.MapDataset.range(MAX_STEPS).map(batch)
 
 
 def evaluation_batches(
@@ -80,61 +103,67 @@ def evaluation_batches(
     """Every example once, in order, or of more than `most` so many evenly apart; the
     last batch is filled with rows of weight 0.
 
-    The masks depend on the example alone, so sums over all batches do not depend on
-    the batch size.
+    What is drawn depends on the example alone, so sums over all batches do not depend
+    on the batch size.
     """
     import grain
 
-    rows = _rows_per_host(batch_size, host_count)
+    mine = _rows_of_host(batch_size, host_index, host_count)
     total = len(examples)
     count = min(total, most) if most else total
 
-    def example_or_padding(index: int, generator: np.random.Generator) -> Example:
-        place = min(index, count - 1) * total // count
-        example = examples.example(place, generator)
-        if index < count:
-            return example
-        return {name: np.zeros_like(array) for name, array in example.items()}
+    def batch(step: int) -> Batch:
+        rows = step * batch_size + mine
+        indices = np.minimum(rows, count - 1) * total // count
+        starts = draws.starts_of(draws.VISITS, EVALUATION_SEED, rows=indices)
+        epochs = np.zeros_like(indices)
+        made = examples.batch(Visits(indices, epochs, EVALUATION_SEED, Draws(starts)))
+        for array in made.values():
+            array[rows >= count] = 0
+        return made
 
-    num_batches = -(-count // batch_size)
-    return (
-        grain.MapDataset.range(num_batches * batch_size)
-        .random_map(example_or_padding, seed=EVALUATION_SEED)
-        .batch(rows, drop_remainder=True)
-        .slice(slice(host_index, None, host_count))
-    )
+    return grain.MapDataset.range(-(-count // batch_size)).map(batch)
 
 
-def describe(batch: Batch, tokenizer: Tokenizer, rows: int) -> str:
+def describe(
+    batch: Batch,
+    tokenizer: Tokenizer,
+    rows: int,
+    told: Callable[[int], list[str]] = lambda row: [],
+) -> str:
     """The first rows of a batch for a reader: decoded, predictions marked, padding.
 
     In masked rows a predicted piece is shown as {input -> target}. In causal rows each
     piece predicts the next one; `|` stands after a piece that predicts nothing.
+
+    Args:
+        told: (row) -> lines that say more of it.
     """
     lines = []
     for row in range(min(rows, len(batch["tokens"]))):
         example = {name: np.asarray(array[row]) for name, array in batch.items()}
         segment_ids = example["segment_ids"]
         real = np.count_nonzero(segment_ids)
-        lines.append(
-            f"row {row}: {real} tokens, {len(segment_ids) - real} padding, "
-            f"{segment_ids.max()} document(s), "
-            f"{np.count_nonzero(example['weights'])} predicted"
-        )
+        line = f"row {row}: {real} tokens, {len(segment_ids) - real} padding"
+        notes: dict[int, str] = {}
+        if "targets" in example:
+            line += f", {np.count_nonzero(example['weights'])} predicted"
+            notes = _notes(example, tokenizer)
+        lines.append(line)
         for name, array in example.items():
             if not array.ndim and not name.endswith("weights"):  # of the whole row
                 lines.append(f"  {name.replace('_', ' ')}: {array}")
-        notes = _notes(example, tokenizer)
         for segment in range(1, segment_ids.max() + 1):
             places = np.flatnonzero(segment_ids == segment)
             text = _decoded(example["tokens"], places, notes, tokenizer)
-            lines.append(f"  document {segment}: {text}")
+            lines.append(f"  sequence {segment}: {text}")
+        lines += told(row)
     padding = np.mean(batch["segment_ids"] == 0)
     lines.append(f"padding: {padding:.1%} of the batch's {batch['tokens'].size} tokens")
     return "\n".join(lines)
 
 
-def _notes(example: Example, tokenizer: Tokenizer) -> dict[int, str]:
+def _notes(example: Batch, tokenizer: Tokenizer) -> dict[int, str]:
     """What to show in place of the piece at a position."""
     tokens, pieces = example["tokens"], tokenizer.pieces
     if "predict_positions" in example:
@@ -171,21 +200,53 @@ def _decoded(
     return " ".join(word.strip() for word in words if word.strip())
 
 
-def segments(
-    documents: Int64[np.ndarray, " D_plus_1"], start: int, stop: int
-) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
-    """Segment ids and positions of stream[start:stop], both anew at each document."""
-    inside = documents[
-        np.searchsorted(documents, start, side="right") : np.searchsorted(
-            documents, stop
-        )
-    ]
-    begins = np.zeros(stop - start, np.int32)
-    begins[inside - start] = 1
-    places = np.arange(stop - start, dtype=np.int32)
-    return 1 + np.cumsum(begins, dtype=np.int32), places - np.maximum.accumulate(
-        places * begins
-    )
+def read(
+    shards: Shards,
+    starts: Int64[np.ndarray, " B"],
+    stops: Int64[np.ndarray, " B"],
+    length: int,
+) -> tuple[
+    Int32[np.ndarray, "B length"],
+    Int32[np.ndarray, "B length"],
+    Int32[np.ndarray, "B length"],
+]:
+    """Tokens, segment ids and positions of stream[start:stop], filled with zeros.
+
+    Segments and positions begin anew at each document.
+    """
+    columns = np.arange(length)
+    is_real = columns < (stops - starts)[:, None]
+    places = np.where(is_real, starts[:, None] + columns, 0)
+    tokens = np.where(is_real, shards.tokens[places], 0).astype(np.int32)
+    first = np.searchsorted(shards.documents, starts, side="right")
+    counts = np.searchsorted(shards.documents, stops) - first
+    rows = np.repeat(np.arange(len(starts)), counts)
+    begins = np.zeros((len(starts), length), np.int32)
+    inside = shards.documents[ranges(first, counts)] - starts[rows]
+    begins[rows, inside] = inside
+    segment_ids = 1 + np.cumsum(begins > 0, axis=1, dtype=np.int32)
+    positions = columns.astype(np.int32) - np.maximum.accumulate(begins, axis=1)
+    return tokens, segment_ids * is_real, positions * is_real
+
+
+def next_token_targets(
+    tokens: Integer[np.ndarray, "B T"], segment_ids: Integer[np.ndarray, "B T"]
+) -> tuple[Integer[np.ndarray, "B T"], Float32[np.ndarray, "B T"]]:
+    """The next token of every token but the last of its segment; their weights."""
+    targets, weights = np.zeros_like(tokens), np.zeros(tokens.shape, np.float32)
+    following = segment_ids[:, 1:]
+    is_next = (following == segment_ids[:, :-1]) & (following > 0)
+    targets[:, :-1] = tokens[:, 1:] * is_next
+    weights[:, :-1] = is_next
+    return targets, weights
+
+
+def ranges(
+    starts: Int64[np.ndarray, " B"], lengths: Int64[np.ndarray, " B"]
+) -> Int64[np.ndarray, " N"]:
+    """start, start + 1, .. of each range, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
 
 
 def check_text(shards: Shards) -> None:
@@ -197,19 +258,11 @@ def check_text(shards: Shards) -> None:
         )
 
 
-def padded(example: Example, length: int) -> Example:
-    """Arrays filled with zeros to a length."""
-    filled = {}
-    for name, array in example.items():
-        filled[name] = np.zeros(length, array.dtype)
-        filled[name][: len(array)] = array
-    return filled
-
-
-def _rows_per_host(batch_size: int, host_count: int) -> int:
-    if batch_size < 1 or batch_size % host_count:
+def _rows_of_host(batch_size: int, index: int, count: int) -> Int64[np.ndarray, " B"]:
+    if batch_size < 1 or batch_size % count:
         raise UserError(
-            f"data.batch_size={batch_size} does not divide over {host_count} host(s); "
-            f"choose a multiple of {host_count}."
+            f"data.batch_size={batch_size} does not divide over {count} host(s); "
+            f"choose a multiple of {count}."
         )
-    return batch_size // host_count
+    rows = batch_size // count
+    return np.arange(index * rows, (index + 1) * rows)

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.shards import Framing, Shards
 from data.tokenizers import GPT_SPECIAL_TOKENS, Tokenizer
-from data.windows import Example, check_text, padded, segments
+from data.windows import Batch, Visits, check_text, next_token_targets, read
 from pretraining.language_model import (
     long_enough,
     perplexity,
@@ -36,28 +36,22 @@ class CausalLmExamples:
     def __len__(self) -> int:
         return (self.shards.num_tokens - 2) // self.sequence_length + 1
 
-    def example(self, index: int, generator: np.random.Generator | None) -> Example:
-        """Nothing is drawn; the generator is there for the other objectives' sake."""
-        start = index * self.sequence_length
+    def batch(self, visits: Visits) -> Batch:
+        """Nothing is drawn."""
+        length = self.sequence_length
+        starts = visits.indices * length
         # One more than the window, for the last target.
-        stop = min(start + self.sequence_length + 1, self.shards.num_tokens)
-        stream = self.shards.read(start, stop)
-        segment_ids, positions = segments(self.shards.documents, start, stop)
-        size = min(self.sequence_length, stop - start)
-        targets = np.zeros(size, np.int32)
-        weights = np.zeros(size, np.float32)
-        targets[: len(stream) - 1] = stream[1:]
-        weights[: len(stream) - 1] = segment_ids[1:] == segment_ids[:-1]
-        return padded(
-            {
-                "tokens": stream[:size],
-                "segment_ids": segment_ids[:size],
-                "positions": positions[:size],
-                "targets": np.where(weights > 0, targets, 0),
-                "weights": weights,
-            },
-            self.sequence_length,
-        )
+        stops = np.minimum(starts + length + 1, self.shards.num_tokens)
+        tokens, segment_ids, positions = read(self.shards, starts, stops, length + 1)
+        targets, weights = next_token_targets(tokens, segment_ids)
+        arrays = {
+            "tokens": tokens,
+            "segment_ids": segment_ids,
+            "positions": positions,
+            "targets": targets,
+            "weights": weights,
+        }
+        return {name: array[:, :length] for name, array in arrays.items()}
 
 
 def framing(tokenizer: Tokenizer) -> Framing:
@@ -93,7 +87,7 @@ PRETRAINING = Pretraining(
     special_tokens=GPT_SPECIAL_TOKENS,
     roles=(),
     framing=framing,
-    examples=lambda _, split, tokenizer, length: CausalLmExamples(split, length),
+    examples=lambda _, tokenizer, length: lambda split: CausalLmExamples(split, length),
     outputs=("causal_lm",),
     sees="left",
     loss_terms=loss_terms,

@@ -12,7 +12,7 @@ import numpy as np
 from data.masking import Masking
 from data.shards import Framing, Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
-from data.windows import Example, check_text, padded, segments
+from data.windows import Batch, Visits, check_text, read
 from pretraining import masked_words
 from pretraining.language_model import word_loss
 from pretraining.record import Objective, Pretraining
@@ -45,22 +45,22 @@ class MaskedLmExamples:
         # No window for the last token alone: it is a [SEP], nothing to predict.
         return (self.shards.num_tokens - 2) // (self.sequence_length - 1) + 1
 
-    def example(self, index: int, generator: np.random.Generator) -> Example:
-        documents = self.shards.documents
-        start = index * (self.sequence_length - 1)
-        if documents[np.searchsorted(documents, start)] != start:
-            start -= 1  # within a document: [CLS] takes the place of the token before
-        stop = min(start + self.sequence_length, self.shards.num_tokens)
-        tokens = self.shards.read(start, stop)
-        tokens[0] = self.cls
-        segment_ids, positions = segments(documents, start, stop)
-        row = padded(
-            {"tokens": tokens, "segment_ids": segment_ids, "positions": positions},
-            self.sequence_length,
-        )
-        row["tokens"][len(tokens) :] = self.pad
-        row["token_types"] = np.zeros(self.sequence_length, np.int32)
-        return self.masking.mask(row, generator)
+    def batch(self, visits: Visits) -> Batch:
+        length, documents = self.sequence_length, self.shards.documents
+        starts = visits.indices * (length - 1)
+        # Within a document [CLS] takes the place of the token before.
+        starts -= documents[np.searchsorted(documents, starts)] != starts
+        stops = np.minimum(starts + length, self.shards.num_tokens)
+        tokens, segment_ids, positions = read(self.shards, starts, stops, length)
+        tokens[:, 0] = self.cls
+        tokens[segment_ids == 0] = self.pad
+        rows = {
+            "tokens": tokens,
+            "segment_ids": segment_ids,
+            "positions": positions,
+            "token_types": np.zeros_like(tokens),
+        }
+        return self.masking.mask(rows, visits.draws)
 
 
 def framing(tokenizer: Tokenizer) -> Framing:
@@ -70,10 +70,10 @@ def framing(tokenizer: Tokenizer) -> Framing:
 
 
 def make_examples(
-    objective: Objective, split: Shards, tokenizer: Tokenizer, sequence_length: int
-) -> MaskedLmExamples:
+    objective: Objective, tokenizer: Tokenizer, sequence_length: int
+) -> Callable[[Shards], MaskedLmExamples]:
     masking = masked_words.make_masking(objective, tokenizer)
-    return MaskedLmExamples(split, tokenizer, masking, sequence_length)
+    return lambda split: MaskedLmExamples(split, tokenizer, masking, sequence_length)
 
 
 def loss_terms(model: Any, logit_chunks: int) -> Callable:

@@ -31,7 +31,7 @@ class Pretraining:
         special_tokens: of a tokenizer that is trained for it.
         roles: special tokens that it cannot do without.
         framing: (tokenizer) -> how documents lie in the shards.
-        examples: (objective, split, tokenizer, sequence_length) -> by index.
+        examples: (objective, tokenizer, sequence_length) -> (split) -> its examples.
         outputs: of a model, all of which it needs.
         sees: what a position of the model must see, "left" or "both" sides.
         loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
@@ -48,7 +48,7 @@ class Pretraining:
     special_tokens: tuple[str, ...]
     roles: tuple[str, ...]
     framing: Callable[[Tokenizer], Framing]
-    examples: Callable[[Objective, Shards, Tokenizer, int], Examples]
+    examples: Callable[[Objective, Tokenizer, int], Callable[[Shards], Examples]]
     outputs: tuple[str, ...]
     sees: str
     loss_terms: Callable[[Any, int], Callable]

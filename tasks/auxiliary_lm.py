@@ -15,13 +15,15 @@ import grain
 import jax
 import numpy as np
 
+from data import draws
+from data.draws import Draws
 from data.masking import Masking
 from data.tokenizers import Tokenizer
+from data.windows import Batch, next_token_targets
 from errors import UserError
 from models.family import Family
 from models.transformer import Prediction, logits
 from objectives.cross_entropy import Sums, in_chunks, weighted_cross_entropy
-from tasks.packing import Batch
 
 MASK_TOKEN_RATE, RANDOM_TOKEN_RATE = 0.8, 0.1  # BERT, appendix A.1
 
@@ -32,12 +34,14 @@ class AuxiliaryLm:
 
     Attributes:
         output: what it needs of the model.
+        draws: whether what it predicts is drawn.
         added: (batches, seed) -> the batches with what it predicts.
         loss: (model, params, batch, output for the task, dropout key, logit chunks) ->
             (loss sum in nats, weight sum, metrics).
     """
 
     output: str
+    draws: bool
     added: Callable[[grain.MapDataset, int], grain.MapDataset]
     loss: Callable[[Any, Any, dict, dict, Any, int], Sums]
 
@@ -66,7 +70,7 @@ def auxiliary_lm(
             batches = batches.map(with_next_tokens)
             return batches.map(with_sequence_weights) if per_sequence else batches
 
-        return AuxiliaryLm("causal_lm", next_tokens, causal_loss)
+        return AuxiliaryLm("causal_lm", False, next_tokens, causal_loss)
     if "masked_lm" in family.outputs:
         masking = Masking(
             tokenizer,
@@ -80,7 +84,7 @@ def auxiliary_lm(
         def masked(batches: grain.MapDataset, seed: int) -> grain.MapDataset:
             return with_masked_tokens(batches, masking, seed)
 
-        return AuxiliaryLm("masked_lm", masked, masked_loss)
+        return AuxiliaryLm("masked_lm", True, masked, masked_loss)
     raise UserError(
         "objective.lm_weight is set, but a model of this family predicts no tokens "
         f"(it has {', '.join(family.outputs) or 'no outputs'}): set it to 0"
@@ -92,12 +96,7 @@ def auxiliary_lm(
 
 def with_next_tokens(batch: Batch) -> Batch:
     """Adds the next token of every token but the last of its sequence."""
-    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-    targets = np.zeros_like(tokens)
-    weights = np.zeros(tokens.shape, np.float32)
-    is_next = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    targets[:, :-1] = np.where(is_next, tokens[:, 1:], 0)
-    weights[:, :-1] = is_next
+    targets, weights = next_token_targets(batch["tokens"], batch["segment_ids"])
     return batch | {"lm_targets": targets, "lm_weights": weights}
 
 
@@ -116,27 +115,22 @@ def with_sequence_weights(batch: Batch) -> Batch:
 def with_masked_tokens(
     batches: grain.MapDataset, masking: Masking, seed: int
 ) -> grain.MapDataset:
-    """Adds masked tokens, drawn by (seed, step), row after row: empty ones, which stand
-    at the end, change nothing."""
+    """Adds masked tokens, drawn by (seed, step, row): empty rows, which stand at the
+    end, change nothing."""
 
-    def add(batch: Batch, generator: np.random.Generator) -> Batch:
-        rows = [
-            masking.mask({"tokens": tokens, "segment_ids": segment_ids}, generator)
-            for tokens, segment_ids in zip(
-                batch["tokens"], batch["segment_ids"], strict=True
-            )
-        ]
+    def add(step: int, batch: Batch) -> Batch:
+        rows = np.arange(len(batch["tokens"]))
+        starts = draws.starts_of(draws.MASKS, seed, step, rows=rows)
+        read = {name: batch[name] for name in ("tokens", "segment_ids")}
+        masked = masking.mask(read, Draws(starts))
         return batch | {
-            new: np.stack([row[name] for row in rows])
-            for new, name in (
-                ("masked_tokens", "tokens"),
-                ("predict_positions", "predict_positions"),
-                ("lm_targets", "targets"),
-                ("lm_weights", "weights"),
-            )
+            "masked_tokens": masked["tokens"],
+            "predict_positions": masked["predict_positions"],
+            "lm_targets": masked["targets"],
+            "lm_weights": masked["weights"],
         }
 
-    return batches.random_map(add, seed=seed)
+    return batches.map_with_index(add)
 
 
 # Losses

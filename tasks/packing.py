@@ -29,26 +29,24 @@ once can end in rows without an example.
 import collections
 import math
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from data import windows
 from data.tokenizers import Tokenizer
+from data.windows import MAX_STEPS, Batch, ranges
 from errors import UserError
 from tasks.encoding import Examples
 from tasks.record import Kind
-
-Batch = dict[str, Shaped[np.ndarray, "B ..."]]
 
 # A bound for speed; the rows that stay open are those with the most room.
 OPEN_ROWS = 64
 # Rows as short as leave this little padding are taken rather than the fullest ones,
 # because attention costs by the row's length.
 ENOUGH_PADDING = 0.05
-MAX_STEPS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,10 @@ def training_batches(
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
-    order = _EndlessRows(examples.lengths, shape, seed)
+    order, stacked = _EndlessRows(examples.lengths, shape, seed), _stack(examples)
 
     def batch(step: int) -> Batch:
-        rows = [order.row(step * shape.rows + row) for row in range(shape.rows)]
-        return _batch(examples, rows, shape)
+        return _batch(stacked, order.rows(step * shape.rows), shape)
 
     return grain.MapDataset.range(MAX_STEPS).map(batch)
 
@@ -192,16 +189,15 @@ def training_batches(
 def evaluation_batches(examples: Examples, shape: RowShape) -> grain.MapDataset:
     """Every example once, the longest first where rows are packed, since that leaves
     the least padding; empty rows fill up the last batch."""
-    order = np.arange(len(examples.lengths))
+    order, stacked = np.arange(len(examples.encoded)), _stack(examples)
     if shape.packed:
         order = np.argsort(-examples.lengths, kind="stable")
-    packed = pack_all(examples.lengths[order], shape)
-    packing = [order[row].tolist() for row in packed]
+    packing = [order[row] for row in pack_all(examples.lengths[order], shape)]
 
     def batch(step: int) -> Batch:
-        rows = packing[step * shape.rows : (step + 1) * shape.rows]
-        rows += [[]] * (shape.rows - len(rows))
-        return _batch(examples, rows, shape)
+        return _batch(
+            stacked, packing[step * shape.rows : (step + 1) * shape.rows], shape
+        )
 
     return grain.MapDataset.range(-(-len(packing) // shape.rows)).map(batch)
 
@@ -216,33 +212,20 @@ def pack_all(lengths: Int[np.ndarray, " N"], shape: RowShape) -> list[list[int]]
     return pack(lengths, shape.length, shape.slots if shape.packed else 1)
 
 
-def padding_share(batches: Iterable[Batch]) -> float:
-    """The part of all positions that hold no token, 0 to 1."""
-    used = total = 0
-    for batch in batches:
-        used += np.count_nonzero(batch["segment_ids"])
-        total += batch["segment_ids"].size
-    return 1 - used / total
-
-
 def describe(
     kind: Kind, batch: Batch, examples: Examples, tokenizer: Tokenizer, rows: int
 ) -> str:
     """The first rows of a batch for a reader: each sequence, and what is predicted."""
-    lines = []
-    for row in range(min(rows, len(batch["tokens"]))):
-        segment_ids, tokens = batch["segment_ids"][row], batch["tokens"][row]
-        lines.append(f"row {row}: {np.count_nonzero(segment_ids)} tokens")
-        for segment in range(1, segment_ids.max() + 1):
-            text = tokenizer.decode(tokens[segment_ids == segment])
-            lines.append(f"  sequence {segment}: {text}")
-        lines += kind.described(batch, examples, tokenizer, row)
-    lines.append(f"padding: {padding_share([batch]):.1%} of the positions")
-    return "\n".join(lines)
+    return windows.describe(
+        batch,
+        tokenizer,
+        rows,
+        lambda row: kind.described(batch, examples, tokenizer, row),
+    )
 
 
 class _EndlessRows:
-    """Row number -> the examples in it, over all epochs."""
+    """The rows of all epochs, one after the other, as the examples in them."""
 
     def __init__(self, lengths: Int[np.ndarray, " N"], shape: RowShape, seed: int):
         self.lengths, self.shape, self.seed = lengths, shape, seed
@@ -252,13 +235,20 @@ class _EndlessRows:
         )
         self.lock = threading.Lock()  # batches are made ahead by threads
 
-    def row(self, number: int) -> list[int]:
+    def rows(self, first: int) -> list[Int[np.ndarray, " _"]]:
+        """Those of a batch that begins with row `first`."""
+        found: list[Int[np.ndarray, " _"]] = []
         with self.lock:
-            while number >= self.begins[-1]:
-                epoch = len(self.begins) - 1
-                self.begins.append(self.begins[-1] + len(self._epoch(epoch)))
-            epoch = int(np.searchsorted(self.begins, number, side="right")) - 1
-            return self._epoch(epoch)[number - self.begins[epoch]].tolist()
+            while len(found) < self.shape.rows:
+                number = first + len(found)
+                while number >= self.begins[-1]:
+                    epoch = len(self.begins) - 1
+                    self.begins.append(self.begins[-1] + len(self._epoch(epoch)))
+                epoch = int(np.searchsorted(self.begins, number, side="right")) - 1
+                place = number - self.begins[epoch]
+                wanted = self.shape.rows - len(found)
+                found += self._epoch(epoch)[place : place + wanted]
+        return found
 
     def _epoch(self, epoch: int) -> list[Int[np.ndarray, " _"]]:
         if epoch not in self.recent:
@@ -272,30 +262,77 @@ class _EndlessRows:
         return self.recent[epoch]
 
 
-def _batch(examples: Examples, rows: list[list[int]], shape: RowShape) -> Batch:
-    """Lays examples out in rows; positions in them are moved to where they stand."""
-    any_example = examples.encoded[0]
-    batch = {
-        name: np.zeros((shape.rows, shape.length), array.dtype)
-        for name, array in any_example.arrays.items()
+@dataclass(frozen=True)
+class _Stacked:
+    """All examples, N of them, in arrays for `_batch`.
+
+    Attributes:
+        begins, lengths: where each stands in `arrays`.
+        sequences: how many each has.
+        arrays: what there is a token, of all one after the other.
+        slot, places: [N, ...].
+    """
+
+    begins: Int[np.ndarray, " N"]
+    lengths: Int[np.ndarray, " N"]
+    sequences: Int[np.ndarray, " N"]
+    arrays: dict[str, Shaped[np.ndarray, " _"]]
+    slot: dict[str, Shaped[np.ndarray, "N ..."]]
+    places: dict[str, Int[np.ndarray, "N ..."]]
+    pad: int
+
+
+def _stack(examples: Examples) -> _Stacked:
+    encoded, lengths = examples.encoded, examples.lengths
+    arrays = {
+        name: np.concatenate([example.arrays[name] for example in encoded])
+        for name in encoded[0].arrays
     }
-    batch["tokens"][:] = examples.pad
-    for name, value in (*any_example.slot.items(), *any_example.places.items()):
-        batch[name] = np.zeros((shape.rows, shape.slots, *np.shape(value)), value.dtype)
-    batch["example_ids"] = np.full((shape.rows, shape.slots), -1, np.int32)
-    for row, indices in enumerate(rows):
-        begin = segments = 0
-        for slot, index in enumerate(indices):
-            example = examples.encoded[index]
-            end = begin + len(example)
-            for name, array in example.arrays.items():
-                batch[name][row, begin:end] = array
-            batch["segment_ids"][row, begin:end] += segments
-            for name, value in example.slot.items():
-                batch[name][row, slot] = value
-            for name, value in example.places.items():
-                batch[name][row, slot] = value + begin
-            batch["example_ids"][row, slot] = index
-            segments = int(batch["segment_ids"][row, end - 1])
-            begin = end
+    ends = np.cumsum(lengths)
+    return _Stacked(
+        ends - lengths,
+        lengths,
+        arrays["segment_ids"][ends - 1].astype(np.int64),
+        arrays,
+        {n: np.stack([one.slot[n] for one in encoded]) for n in encoded[0].slot},
+        {n: np.stack([one.places[n] for one in encoded]) for n in encoded[0].places},
+        examples.pad,
+    )
+
+
+def _batch(
+    examples: _Stacked, rows: list[Int[np.ndarray, " _"]], shape: RowShape
+) -> Batch:
+    """Lays examples out in rows; positions in them are moved to where they stand."""
+    counts = np.array([len(row) for row in rows])
+    ids = np.concatenate(rows)
+    row, slot = np.repeat(np.arange(len(rows)), counts), ranges(0 * counts, counts)
+    by_slot = (shape.rows, shape.slots)
+
+    def sum_before(values: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Over the examples that stand before in the row."""
+        table = np.zeros(by_slot, np.int64)
+        table[row, slot] = values
+        return (np.cumsum(table, axis=1) - table)[row, slot]
+
+    lengths = examples.lengths[ids]
+    begins = sum_before(lengths)
+    source = ranges(examples.begins[ids], lengths)
+    target = ranges(row * shape.length + begins, lengths)
+    batch = {}
+    for name, array in examples.arrays.items():
+        laid = np.zeros(shape.rows * shape.length, array.dtype)
+        laid[:] = examples.pad if name == "tokens" else 0
+        laid[target] = array[source]
+        if name == "segment_ids":
+            laid[target] += np.repeat(sum_before(examples.sequences[ids]), lengths)
+        batch[name] = laid.reshape(shape.rows, shape.length)
+    for name, values in (*examples.slot.items(), *examples.places.items()):
+        batch[name] = np.zeros(by_slot + values.shape[1:], values.dtype)
+        batch[name][row, slot] = values[ids]
+        if name in examples.places:
+            moved = begins.reshape(-1, *[1] * (values.ndim - 1))
+            batch[name][row, slot] += moved
+    batch["example_ids"] = np.full(by_slot, -1, np.int32)
+    batch["example_ids"][row, slot] = ids
     return batch

@@ -11,7 +11,8 @@ from jaxtyping import install_import_hook
 
 # Every annotated shape becomes a check; must run before the packages are imported.
 CHECKED = ["models", "objectives", "pretraining", "tasks", "training", "use"]
-CHECKED += ["data.shards", "data.windows", "data.masking", "data.labelled"]
+CHECKED += ["data.draws", "data.shards", "data.windows", "data.masking"]
+CHECKED += ["data.labelled"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import jax

@@ -1,6 +1,7 @@
 """The benchmarks run, at sizes that say nothing about speed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,9 @@ def test_steps_and_scaling_are_measured_and_drawn(tmp_path):
 def test_input_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
     shown = run(tmp_path / "out", "--sections=input", "--models=gpt")
-    rates = [line for line in shown.splitlines() if line.startswith("| gpt_mini_tiny")]
-    assert len(rates) == 2
+    names = r"\| (gpt_mini_tiny|causal|masked|whole words|next sentence)\b"
+    rates = [line for line in shown.splitlines() if re.match(names, line)]
+    assert len(rates) == 6
     assert all(float(line.split("|")[2].replace(",", "")) > 0 for line in rates)
 
 

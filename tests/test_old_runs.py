@@ -1,4 +1,5 @@
-"""Run folders of an older version, and of a version before a setting, open and resume.
+"""Run folders of an older version, and of a version before a setting, open; they resume
+if their examples are drawn as today.
 
 golden/old_runs.tar.gz holds runs that were begun by the code before the settings had a
 table, each stopped by SIGTERM in the middle, with their texts and tokenizers, what
@@ -8,7 +9,9 @@ that code predicted from them, and the curves of the same runs which it finished
 import json
 import os
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +19,8 @@ import configs
 import finetune
 import predict
 import train
+from data import draws
+from errors import UserError
 from training import loop
 from training.checkpoints import load_params
 from training.metrics import read_metrics
@@ -58,13 +63,34 @@ def test_old_runs_predict_the_same(expected, capsys):
     assert now == then
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_old_runs_resume_to_the_same_end(name, expected):
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_runs_whose_examples_were_drawn_otherwise_are_not_resumed(name, expected):
     folder = Path(name)
+    before = {path: path.stat().st_mtime for path in folder.rglob("*")}
+    message = f"the run in {name} was begun by .*cannot be resumed.*another --workdir"
+    with pytest.raises(UserError, match=message):
+        RUNS[name](configs.read_config(folder), folder)
     assert load_params(folder)[1] == BEST[name]
+    kept = [path for path in before if "checkpoints" in path.parts]
+    assert kept and all(path.stat().st_mtime == before[path] for path in kept)
+
+
+def test_fine_tuning_whose_masks_were_drawn_otherwise_is_not_resumed(expected):
+    digests = json.loads(Path("topic", "data.json").read_text())
+    made = SimpleNamespace(digests=lambda: digests)
+    for draws_masks in (True, False):
+        auxiliary = SimpleNamespace(draws=draws_masks)
+        tuning = SimpleNamespace(splits=made, auxiliary=auxiliary)
+        with pytest.raises(UserError) if draws_masks else nullcontext():
+            finetune.record_origin(Path("topic"), tuning)
+
+
+def test_old_fine_tuning_resumes_to_the_same_end(expected):
+    folder = Path("topic")
+    assert load_params(folder)[1] == BEST["topic"]
     config = configs.read_config(folder)
-    result = RUNS[name](config, folder)
-    curves, rows = expected["curves"][name], read_metrics(folder / "metrics.jsonl")
+    result = finetune.finetune(config, folder)
+    curves, rows = expected["curves"]["topic"], read_metrics(folder / "metrics.jsonl")
     assert result.step == curves["eval/loss"][-1][0] and result.signal is None
     for key, curve in curves.items():
         found = {row["step"]: row[key] for row in rows if key in row}
@@ -94,6 +120,9 @@ def without(folder, *names):
 def test_runs_from_before_a_setting_open_and_resume(name, expected, monkeypatch):
     """The config of today resumes them; theirs is complete once they have resumed."""
     folder, today = Path(name), configs.read_config(Path(name))
+    made_of = json.loads((folder / "data.json").read_text())
+    made_of["draws_version"] = draws.VERSION
+    (folder / "data.json").write_text(json.dumps(made_of))
     configs.write_run_folder(folder, today)  # as the code of today writes it
     later = ["run.remat"] if name == "topic" else ["data.heldout_tokens", "run.remat"]
     without(folder, *later)

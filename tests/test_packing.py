@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from task_examples import (
+    GOOD,
     SIMILARITY,
     SPAN,
     TAGGING,
@@ -69,6 +70,11 @@ def shape_for(examples, packed=True, read_once=False):
     )
 
 
+def padding_share(batches):
+    segment_ids = [batch["segment_ids"] for batch in batches]
+    return 1 - np.count_nonzero(segment_ids) / np.size(segment_ids)
+
+
 @pytest.mark.parametrize(
     "kind", ["uniform", "heavy_tail", "short_or_long", "all_over_half", "constant"]
 )
@@ -78,7 +84,7 @@ def test_padding_is_under_a_tenth(kind):
     assert shape.length <= 512
     batches = packing.training_batches(examples, shape, seed=3)
     seen = [batches[step] for step in range(40)]
-    assert packing.padding_share(seen) < 0.1
+    assert padding_share(seen) < 0.1
     per_batch = np.mean([np.sum(batch["example_ids"] >= 0) for batch in seen])
     assert abs(per_batch - 32) < 8
 
@@ -91,7 +97,7 @@ def test_padding_of_what_is_read_once_is_under_a_tenth(kind, count):
     examples = examples_of(random_lengths(kind, count))
     shape = shape_for(examples, read_once=True)
     batches = packing.evaluation_batches(examples, shape)
-    assert packing.padding_share(batches) < 0.1
+    assert padding_share(batches) < 0.1
     assert 20 < count / len(batches) < 48
 
 
@@ -137,6 +143,70 @@ def test_any_step_can_be_computed_alone():
         alone = packing.training_batches(examples, shape, seed=1)[step]
         np.testing.assert_equal(alone, in_order[step])
         np.testing.assert_equal(batches[step], in_order[step])
+
+
+def laid_out_one_by_one(examples, rows, shape):
+    """A batch, example after example."""
+    any_example = examples.encoded[0]
+    batch = {
+        name: np.zeros((shape.rows, shape.length), array.dtype)
+        for name, array in any_example.arrays.items()
+    }
+    batch["tokens"][:] = examples.pad
+    for name, value in (*any_example.slot.items(), *any_example.places.items()):
+        batch[name] = np.zeros((shape.rows, shape.slots, *np.shape(value)), value.dtype)
+    batch["example_ids"] = np.full((shape.rows, shape.slots), -1, np.int32)
+    for row, indices in enumerate(rows):
+        begin = segments = 0
+        for slot, index in enumerate(indices):
+            example = examples.encoded[index]
+            end = begin + len(example)
+            for name, array in example.arrays.items():
+                batch[name][row, begin:end] = array
+            batch["segment_ids"][row, begin:end] += segments
+            for name, value in example.slot.items():
+                batch[name][row, slot] = value
+            for name, value in example.places.items():
+                batch[name][row, slot] = value + begin
+            batch["example_ids"][row, slot] = index
+            segments = int(batch["segment_ids"][row, end - 1])
+            begin = end
+    return batch
+
+
+def longer(task, words):
+    """A good record, its text with so many words more."""
+    fields = dict(good(task))
+    if task.kind == "tagging":
+        return {name: [*value, *value[:1] * words] for name, value in fields.items()}
+    fields[task.text_columns[0]] += " a" * words
+    return fields
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt"])
+@pytest.mark.parametrize("task", [task for task, _ in GOOD], ids=lambda t: t.kind)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_batch_is_what_its_examples_are_laid_out_one_by_one(
+    tokenizer, task, family, packed
+):
+    rows = records(*(longer(task, number % 4) for number in range(23)))
+    labels = {"labels": ("0", "1")} if task.kind == "choice" else {}
+    examples = encode(rows, task, tokenizer, family, **labels)
+    assert len({*examples.lengths.tolist()}) > 1
+    slots = 3 if packed else 1
+    shape = packing.RowShape(2, 3 * int(examples.lengths.max()) + 1, slots, packed)
+    for batches in (
+        packing.evaluation_batches(examples, shape),
+        packing.training_batches(examples, shape, seed=0),
+    ):
+        for step in range(min(15, len(batches))):
+            batch = batches[step]
+            rows = [row[row >= 0].tolist() for row in batch["example_ids"]]
+            expected = laid_out_one_by_one(examples, rows, shape)
+            assert batch.keys() == expected.keys()
+            for name, array in expected.items():
+                assert batch[name].dtype == array.dtype
+                np.testing.assert_array_equal(batch[name], array, err_msg=name)
 
 
 def test_packed_rows_hold_what_single_rows_hold():

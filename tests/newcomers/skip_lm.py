@@ -10,22 +10,22 @@ from settings import Setting
 
 
 class Examples:
-    def __init__(self, objective, split, tokenizer, length):
+    def __init__(self, split, length, skip):
         self.windows = causal_lm.CausalLmExamples(split, length)
-        self.skip = objective.skip
+        self.skip = skip
 
     def __len__(self):
         return len(self.windows)
 
-    def example(self, index, generator):
-        row = self.windows.example(index, generator)
-        segments = row["segment_ids"]
-        targets, weights = np.zeros_like(row["tokens"]), np.zeros_like(row["weights"])
-        targets[: -self.skip] = row["tokens"][self.skip :]
-        weights[: -self.skip] = (segments[self.skip :] == segments[: -self.skip]) & (
-            segments[self.skip :] > 0
+    def batch(self, visits):
+        rows = self.windows.batch(visits)
+        segments, ahead = rows["segment_ids"], self.skip
+        targets, weights = np.zeros_like(rows["tokens"]), np.zeros_like(rows["weights"])
+        targets[:, :-ahead] = rows["tokens"][:, ahead:]
+        weights[:, :-ahead] = (segments[:, ahead:] == segments[:, :-ahead]) & (
+            segments[:, ahead:] > 0
         )
-        return row | {"targets": targets, "weights": weights}
+        return rows | {"targets": targets, "weights": weights}
 
 
 def loss_terms(model, logit_chunks):
@@ -40,7 +40,9 @@ PRETRAINING = Pretraining(
     special_tokens=GPT_SPECIAL_TOKENS,
     roles=(),
     framing=causal_lm.framing,
-    examples=Examples,
+    examples=lambda objective, _, length: (
+        lambda split: Examples(split, length, objective.skip)
+    ),
     outputs=("causal_lm",),
     sees="left",
     loss_terms=loss_terms,
