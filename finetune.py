@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import corpora, tokenizers
+from data import cache, tokenizer_training, tokenizers
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -299,7 +299,7 @@ def load_or_train_tokenizer(
     path = settings.pop("path")
     if path:
         return tokenizers.load(path)
-    return tokenizers.train(
+    return tokenizer_training.train(
         splits.texts(train, task),
         **settings,
         vocab_size=config.model.vocab_size,
@@ -315,7 +315,7 @@ def load_or_train_tokenizer(
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    runs.start_jax(config.model.precision, corpora.cache_folder() / "xla")
+    runs.start_jax(config.model.precision, cache.cache_folder() / "xla")
     return parallel.make_mesh(**config.run.mesh)
 
 
