@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import corpora, draws, tokenizers
+from data import cache, draws, tokenizer_training, tokenizers
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -300,7 +300,7 @@ def load_or_train_tokenizer(
     path = settings.pop("path")
     if path:
         return tokenizers.load(path)
-    return tokenizers.train(
+    return tokenizer_training.train(
         splits.texts(train, task),
         **settings,
         vocab_size=config.model.vocab_size,
@@ -316,7 +316,7 @@ def load_or_train_tokenizer(
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    runs.start_jax(config.model.precision, corpora.cache_folder() / "xla")
+    runs.start_jax(config.model.precision, cache.cache_folder() / "xla")
     return parallel.make_mesh(**config.run.mesh)
 
 

@@ -5,15 +5,14 @@
 `--processes` on this machine, or with `--ray=ADDRESS` by the machines of a Ray cluster.
 These need the checkout, its environment and the folder of the shards (the cache, or
 `data.shards`) at the same paths, as a shared file system has them. The text is read by
-this process alone, tens of megabytes a second; it hands out chunks of it.
+this process alone, tens of megabytes a second; it hands out chunks of it. The folder
+has all that training needs: with `data.shards` it goes to another machine alone.
 """
-
-import os
 
 import configs
 import errors
 from data import shards
-from data.workers import process_workers, ray_workers
+from data.workers import cores, process_workers, ray_workers
 from pretraining.corpus import prepare
 
 
@@ -25,8 +24,7 @@ def main(argv: list[str]) -> int:
         {"ray": "Ray cluster that writes shards instead: auto, HOST:PORT or local."},
         kind="pretraining",
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    count = flags.processes or cores or os.cpu_count() or 1
+    count = flags.processes or cores()
     started = ray_workers(flags.ray) if flags.ray else process_workers(count)
     with started as workers:
         tokenizer, folder = prepare(flags.config, workers)

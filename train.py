@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import corpora, draws, shards, windows
+from data import cache, draws, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
+from data.workers import cores, process_workers
 from errors import UserError
 from pretraining import way_of
 from pretraining.corpus import prepare
@@ -130,7 +131,8 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     settings, objective = config.data, config.objective
     micro_batches = max(1, config.run.micro_batches)
     parallel.check_batch_size(settings.batch_size, mesh, micro_batches)
-    tokenizer, folder = parallel.first_alone(lambda: prepare(config))
+    with process_workers(cores()) as workers:
+        tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
@@ -177,7 +179,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
 
 
 def start_jax(config: ConfigDict) -> None:
-    runs.start_jax(config.model.precision, corpora.cache_folder() / "xla")
+    runs.start_jax(config.model.precision, cache.cache_folder() / "xla")
 
 
 def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:

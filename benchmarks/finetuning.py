@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace) -> None:
     """Data, tokenizer, a model of transformers with random weights, and it imported."""
     import convert
-    from data import labelled, tokenizers
+    from data import labelled, tokenizer_training, tokenizers
 
     workdir = arguments.workdir
     (workdir / "peer").mkdir(parents=True)
@@ -68,7 +68,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         lines = [json.dumps(record.fields, ensure_ascii=False) for record in records]
         (workdir / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     texts = [record.fields["text"] for record in labelled.read(arguments.train)]
-    tokenizer = tokenizers.train(
+    tokenizer = tokenizer_training.train(
         texts,
         algorithm="wordpiece",
         vocab_size=8192,

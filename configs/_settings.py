@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data.corpora import BOUNDARIES
-from data.tokenizers import ALGORITHMS, UNICODE_FORMS
+from data.tokenizer_training import ALGORITHMS, UNICODE_FORMS
 from models import FAMILIES, PRECISIONS
 from models.transformer import REMAT
 from pretraining import PRETRAININGS
@@ -125,7 +125,7 @@ PRETRAINING = (
         str,
         "python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...",
     ),
-    Setting("data.text_field", str, "Of .jsonl and TFDS, column of .parquet."),
+    Setting("data.text_field", str, "Of .jsonl and TFDS, column of tables."),
     Setting(
         "data.document_boundary",
         str,
@@ -145,7 +145,11 @@ PRETRAINING = (
         ">=0",
         older=0,
     ),
-    Setting("data.shards", str, 'Their folder; "" is one in the cache, by content.'),
+    Setting(
+        "data.shards",
+        str,
+        'Folder, a finished one needs no text; "": in the cache.',
+    ),
     Setting("data.sequence_length", int, "Tokens of a row.", ">=1"),
     Setting("data.batch_size", int, "Rows of an update.", ">=1"),
     Setting("data.tokenizer.vocab_size", int, "Pieces of a learnt one.", ">=1"),

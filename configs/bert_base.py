@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             # python_docs, pydoc_topics, tfds:NAME, or files: FILE, GLOB, or A,B,...
             "corpus": "tfds:wikipedia/20230601.en",
             "text_field": "text",  # of .jsonl and TFDS, column of .parquet
-            "document_boundary": "blank_line",  # or "file", "paragraph"
+            "document_boundary": "blank_line",  # or "file", "paragraph", "line"
             "heldout_fraction": 0.001,
             "heldout_tokens": 1_000_000,  # evaluated at most; 0: all
             "shards": "",  # their folder; "" is one in the cache, by content

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from data import labelled
-from data.corpora import numbered_lines
+from data import labelled, records
+from data.records import numbered_lines
 from errors import UserError
 
 CHUNK = 1024  # what is read, computed and written at a time
@@ -28,8 +28,7 @@ def is_labelled(source: str | None) -> bool:
         return False
     if source.startswith("tfds:") or source.partition("@")[0] == "python_docs":
         return True
-    name = source.removesuffix(".gz").removesuffix(".zst")
-    return name.endswith(labelled.SUFFIXES)
+    return records.without_compression(source).endswith(labelled.SUFFIXES)
 
 
 def read_lines(source: str | None) -> Iterator[tuple[str, str]]:

@@ -1,40 +1,41 @@
 """Text to token shards, and the reading of them.
 
-One pass cuts the corpus into chunks of a fixed amount of text; `write_shard` turns a
-chunk into the files of one shard, here or wherever `Workers` has it done. A finished
-folder holds, for each split ("train" and "heldout") and each shard k:
+One pass cuts the corpus into chunks of a fixed amount of text; `write_part` turns a
+chunk into the files of one part, here or wherever `Workers` has it done, and at the end
+the parts are joined. A finished folder holds, for each split ("train" and "heldout"):
 
-    key.json                    what the shards were made of; a folder has one key
-    SPLIT-0000k.tokens.npy      token ids, flat, uint16 if the vocabulary fits, else 32
-    SPLIT-0000k.documents.npy   int64 [D+1], where documents begin, and the end
-    SPLIT-0000k.sentences.npy   int64 [S+1], the same for sentences, if asked for
-    shard-0000k.json            counts; written last: where it exists, shard k is whole
-    SPLIT.documents.npy         the offsets of all shards, in the split's whole stream
-    SPLIT.sentences.npy
-    SPLIT.unigram_counts.npy    int64 [V]
-    index.json                  key and totals; written last of all
+    key.json                   what the shards were made of; a folder has one key
+    tokenizer.json or .model   what made them of it: the folder needs nothing else
+    SPLIT.tokens.npy           token ids, flat, uint16 if the vocabulary fits, else 32
+    SPLIT.documents.npy        int64 [D+1], where documents begin, and the end
+    SPLIT.sentences.npy        int64 [S+1], the same for sentences, if asked for
+    SPLIT.unigram_counts.npy   int64 [V]
+    index.json                 counts; where it exists, the folder is finished
 
-Every file is written under a temporary name and renamed, so a process killed at any
-moment leaves only whole files behind, and two processes that prepare the same folder
-at once write the same bytes.
+and before it is finished, for each part k of it:
+
+    parts/0000k.SPLIT.*.npy    tokens, documents, sentences of the part alone
+    parts/0000k.json           its counts; where they exist, the part is whole
+    parts/counts.json          of all parts; where they exist, no part is missing
+
+Every file is written under a temporary name and renamed, and the parts go when all else
+is there. So a process killed at any moment leaves only whole files behind, and two
+processes that prepare the same folder at once write the same bytes.
 """
 
 import collections
-import errno
+import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,20 +43,21 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 from tqdm import tqdm
 
-from data.corpora import Corpus, cache_folder, is_heldout
+from data.cache import cache_folder, digest, new_file
+from data.corpora import Corpus, is_heldout
 from data.tokenizers import Tokenizer
 from errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "heldout")
 CHUNK_BYTES = (
     16 << 20
-)  # UTF-8 text of one shard; what a kill can lose, what memory holds
+)  # UTF-8 text of one part; what a kill can lose, what memory holds
 ENCODE_BYTES = 1 << 20  # text given to the tokenizer at once; its results are bulky
 LINE_CHARACTERS = 200  # a longer line is taken for a paragraph and cut into sentences
-MAPPED_SHARDS = 256  # memory-mapped at once; each holds a file descriptor
 STALE_SECONDS = 600  # a temporary file this old belongs to a process that was killed
 UNKNOWN_WARNING = 0.01
+REMEMBERED_DOCUMENTS = 1 << 18  # hashes kept to find copies; of more a sample
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Framing:
 
 @dataclass(frozen=True)
 class Workers:
-    """Who writes the shards; the same bytes, whoever it is.
+    """Who writes the parts; the same bytes, whoever it is.
 
     Attributes:
-      count: how many shards are written at once.
+      count: how many parts are written at once.
       submit: begins `function(*arguments, **settings)`, and gives its future.
     """
 
@@ -80,13 +82,13 @@ class Workers:
     submit: Callable[..., Future]
 
 
-def _here(function: Callable, *arguments: object, **settings: object) -> Future:
+def here(function: Callable, *arguments: object, **settings: object) -> Future:
     future: Future = Future()
     future.set_result(function(*arguments, **settings))
     return future
 
 
-THIS_PROCESS = Workers(1, _here)
+THIS_PROCESS = Workers(1, here)
 
 
 def key(
@@ -107,8 +109,8 @@ def key(
 def folder_for(key: dict) -> Path:
     """The folder of the cache that belongs to this key, named after the corpus."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", key["corpus"]["source"])[-40:].strip("-.")
-    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8)
-    return cache_folder() / "shards" / f"{name}-{digest.hexdigest()}"
+    content = digest(json.dumps(key, sort_keys=True).encode(), size=8)
+    return cache_folder() / "shards" / f"{name}-{content}"
 
 
 def write_shards(
@@ -120,11 +122,11 @@ def write_shards(
     framing: Framing,
     workers: Workers = THIS_PROCESS,
 ) -> None:
-    """Writes the shards of a corpus; does nothing where they are complete.
+    """Writes the shards of a corpus; does nothing where they are finished.
 
-    This process reads the text, since where a shard ends depends on all before it, and
+    This process reads the text, since where a part ends depends on all before it, and
     hands the chunks on; with several workers two chunks for each are held in memory,
-    else one. After a kill the finished shards are skipped: the text is read again, not
+    else one. After a kill the finished parts are skipped: the text is read again, not
     tokenized again.
 
     Raises:
@@ -136,30 +138,57 @@ def write_shards(
             f"data.heldout_fraction={heldout_fraction} is not between 0 and 1 (both "
             "excluded). 0.01 keeps one document in a hundred for evaluation."
         )
-    made_of = key(corpus, tokenizer, heldout_fraction, framing)
-    _claim(folder, made_of)
-    if (folder / "index.json").exists():
-        return
-    _remove_stale_files(folder)
+    _claim(folder, key(corpus, tokenizer, heldout_fraction, framing))
+    parts = folder / "parts"
+    try:
+        if not is_finished(folder):
+            _remove_stale_files(folder)
+            tokenizer.save(folder)
+            if not (parts / "counts.json").exists():
+                _write_parts(
+                    corpus, tokenizer, parts, heldout_fraction, framing, workers
+                )
+            _join(folder, tokenizer.vocab_size)
+    except FileNotFoundError:  # another process has finished, and removed the parts
+        if not is_finished(folder):
+            raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "index.json").exists()
+
+
+def _write_parts(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    heldout_fraction: float,
+    framing: Framing,
+    workers: Workers,
+) -> None:
+    folder.mkdir(exist_ok=True)
 
     def begin(number: int, documents: list[str]) -> Future:
-        """The counts of a shard to come, or of one that is there already."""
-        finished = folder / f"shard-{number:05d}.json"
+        """The counts of a part to come, or of one that is there already."""
+        finished = folder / f"{number:05d}.json"
         if finished.exists():
-            return _here(json.loads, finished.read_text())
+            return here(json.loads, finished.read_text())
         settings = {"heldout_fraction": heldout_fraction, "framing": framing}
         return workers.submit(
-            write_shard, documents, tokenizer, folder, number, **settings
+            write_part, documents, tokenizer, folder, number, **settings
         )
 
     counts = []
     warned = False
-    tasks = itertools.starmap(begin, enumerate(_chunks_with_progress(corpus)))
+    copies = Copies()
+    tasks = itertools.starmap(begin, enumerate(_chunks_with_progress(corpus, copies)))
     for task in _ahead(tasks, 2 * workers.count - 2):
         counts.append(task.result())
         warned = warned or _warn_of_unknown_pieces(counts)
     _check_splits(corpus, counts, heldout_fraction)
-    _finish(folder, made_of, counts, tokenizer.vocab_size)
+    found = {"parts": counts, "copies": copies.count(), "empty": corpus.empty}
+    _write_json(folder / "counts.json", found)
 
 
 def _ahead(tasks: Iterator[Future], count: int) -> Iterator[Future]:
@@ -172,7 +201,7 @@ def _ahead(tasks: Iterator[Future], count: int) -> Iterator[Future]:
     yield from begun
 
 
-def write_shard(
+def write_part(
     documents: list[str],
     tokenizer: Tokenizer,
     folder: Path,
@@ -181,10 +210,11 @@ def write_shard(
     heldout_fraction: float,
     framing: Framing,
 ) -> dict[str, dict[str, int]]:
-    """Writes the files of shard `number`; they depend on nothing but the arguments.
+    """Writes the files of part `number`; they depend on nothing but the arguments.
 
     Returns:
-      The counts of each split: documents, tokens, unknown, text_bytes.
+      The counts of each split: documents, those skipped since no piece is left of
+      them, tokens, unknown ones, and UTF-8 bytes of text.
     """
     heldout = [is_heldout(document, heldout_fraction) for document in documents]
     counts = {}
@@ -195,18 +225,19 @@ def write_shard(
             if held == (split == "heldout")
         ]
         tokens, document_offsets, sentence_offsets = _encode(mine, tokenizer, framing)
-        stem = f"{split}-{number:05d}"
+        stem = f"{number:05d}.{split}"
         _write_array(folder / f"{stem}.tokens.npy", tokens)
         _write_array(folder / f"{stem}.documents.npy", document_offsets)
         if framing.split_sentences:
             _write_array(folder / f"{stem}.sentences.npy", sentence_offsets)
         counts[split] = {
             "documents": len(document_offsets) - 1,
+            "skipped": len(mine) - len(document_offsets) + 1,
             "tokens": len(tokens),
             "unknown": _count_unknown(tokens, tokenizer),
             "text_bytes": sum(_utf8_bytes(document) for document in mine),
         }
-    _write_json(folder / f"shard-{number:05d}.json", counts)
+    _write_json(folder / f"{number:05d}.json", counts)
     return counts
 
 
@@ -234,65 +265,81 @@ def split_sentences(document: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+@dataclass(frozen=True)
 class Shards:
     """One split as a single stream of tokens, memory-mapped.
 
+    Nothing is opened before it is asked for, and a pickle holds the two fields alone.
+
     Attributes:
       split: "train" or "heldout".
-      num_tokens: length N of the stream, framing included.
-      text_bytes: UTF-8 bytes of the text, for bits per byte.
-      tokens: [N], the stream.
+      tokens: uint16 or uint32 [N], the stream, framing included; each slice is read
+        from the file when it is used.
+      num_tokens: N.
       documents: int64 [D+1], where each document begins in the stream, and N.
       sentences: int64 [S+1], the same for sentences; None unless they were stored.
       unigram_counts: int64 [V], how often each id occurs.
+      text_bytes: UTF-8 bytes of the text, for bits per byte.
     """
 
-    def __init__(self, folder: Path, split: str, index: dict):
-        counts = index["splits"][split]
-        self.split = split
-        self.num_tokens: int = sum(counts["shard_tokens"])
-        self.text_bytes: int = counts["text_bytes"]
-        self.documents = _open_array(folder / f"{split}.documents.npy")
-        self.sentences = (
-            _open_array(folder / f"{split}.sentences.npy")
-            if index["key"]["framing"]["split_sentences"]
-            else None
-        )
-        self.unigram_counts = _open_array(folder / f"{split}.unigram_counts.npy")
-        self._starts = _offsets(counts["shard_tokens"])
-        # The cache is bounded: a thousand mapped files would exhaust the descriptors.
-        self._open_shard = lru_cache(MAPPED_SHARDS)(
-            lambda number: _open_array(folder / f"{split}-{number:05d}.tokens.npy")
-        )
+    folder: Path
+    split: str
 
-    @cached_property
+    def __reduce__(self):
+        return Shards, (self.folder, self.split)
+
+    @functools.cached_property
     def tokens(self) -> Integer[np.ndarray, " N"]:
-        parts = [self._open_shard(number) for number in range(len(self._starts) - 1)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._open("tokens")
+
+    @functools.cached_property
+    def documents(self) -> Int64[np.ndarray, " D_plus_1"]:
+        return self._open("documents")
+
+    @functools.cached_property
+    def sentences(self) -> Int64[np.ndarray, " S_plus_1"] | None:
+        stored = read_key(self.folder)["framing"]["split_sentences"]
+        return self._open("sentences") if stored else None
+
+    @functools.cached_property
+    def unigram_counts(self) -> Int64[np.ndarray, " V"]:
+        return self._open("unigram_counts")
+
+    @functools.cached_property
+    def text_bytes(self) -> int:
+        return read_counts(self.folder)[self.split]["text_bytes"]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     def read(self, start: int, stop: int) -> Int32[np.ndarray, " N"]:
-        """The tokens stream[start:stop], across shards; 0 <= start <= stop <= N."""
+        """The tokens stream[start:stop]; 0 <= start <= stop <= N."""
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
-        parts = []
-        while start < stop:
-            number = int(np.searchsorted(self._starts, start, side="right")) - 1
-            first, end = self._starts[number : number + 2]
-            part = self._open_shard(number)[start - first : min(stop, end) - first]
-            parts.append(part.astype(np.int32))
-            start += len(part)
-        return parts[0] if len(parts) == 1 else _concatenate(parts)
+        return self.tokens[start:stop].astype(np.int32)
+
+    def _open(self, kind: str) -> Integer[np.ndarray, " N"]:
+        """As a plain array: the subclass np.memmap is slow to slice."""
+        path = self.folder / f"{self.split}.{kind}.npy"
+        return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def open_shards(folder: Path, split: str) -> Shards:
-    """Opens the finished shards of a split ("train" or "heldout")."""
+    """The finished shards of a split ("train" or "heldout")."""
     assert split in SPLITS, split
-    index = folder / "index.json"
-    if not index.exists():
+    if not is_finished(folder):
         raise UserError(
             f"{folder} holds no finished shards (index.json is missing). Run "
             "prepare.py with the same config; it goes on where it stopped."
         )
-    return Shards(folder, split, json.loads(index.read_text()))
+    return Shards(folder, split)
+
+
+def read_counts(folder: Path) -> dict:
+    """What finished shards hold: of each split its documents, skipped ones, tokens,
+    unknown ones and text_bytes; and "copies", the documents that stand there before,
+    and "empty", the records without text."""
+    return json.loads((folder / "index.json").read_text())
 
 
 def read_key(folder: Path) -> dict:
@@ -300,8 +347,20 @@ def read_key(folder: Path) -> dict:
     return json.loads((folder / "key.json").read_text())
 
 
+def check_format(there: dict, what: str) -> None:
+    """Raises UserError unless a key is of this version's format."""
+    if there["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{what} begun by another version of Foreword (format "
+            f"{there['format_version']} of its shards, here {FORMAT_VERSION}) and "
+            "cannot be gone on with: choose another folder (predict.py still opens a "
+            "run)"
+        )
+
+
 def check_same_key(there: dict, now: dict, what: str) -> None:
     """Raises UserError, naming what differs, unless both keys are equal."""
+    check_format(there, what)
     old, new = _flat(there), _flat(now)
     differences = [
         f"  {name}: there {old.get(name, 'absent')!r}, now {new.get(name, 'absent')!r}"
@@ -349,11 +408,41 @@ def _batches(documents: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _chunks_with_progress(corpus: Corpus) -> Iterator[list[str]]:
+class Copies:
+    """Counts the documents that came before, by a hash of their text.
+
+    Exactly while there are no more than `REMEMBERED_DOCUMENTS`; of more, those whose
+    hash is below a threshold stand for all.
+    """
+
+    def __init__(self):
+        self.threshold = 2**64
+        self.times: collections.Counter[int] = collections.Counter()
+
+    def add(self, document: str) -> None:
+        hashed = hashlib.blake2b(document.encode(), digest_size=8, person=b"copies")
+        rank = int.from_bytes(hashed.digest(), "big")
+        if rank >= self.threshold:
+            return
+        self.times[rank] += 1
+        while len(self.times) > REMEMBERED_DOCUMENTS:
+            self.threshold //= 2
+            for other in [*self.times]:
+                if other >= self.threshold:
+                    del self.times[other]
+
+    def count(self) -> int:
+        found = self.times.total() - len(self.times)
+        return round(found * 2**64 / self.threshold)
+
+
+def _chunks_with_progress(corpus: Corpus, copies: Copies) -> Iterator[list[str]]:
     """Chunks of the corpus; counts those worked off, in bytes of text."""
     with tqdm(desc="tokenizing", unit="B", unit_scale=True) as bar:
         for chunk in _batches(corpus, CHUNK_BYTES):
             read = corpus.fraction_read  # before the work, which belongs to this chunk
+            for document in chunk:
+                copies.add(document)
             yield chunk
             done = bar.n + sum(map(_utf8_bytes, chunk))
             # The size of the text is unknown until its end; this estimate of it is
@@ -391,8 +480,8 @@ def _encode(
             document_lengths.append(sum(lengths))
     tokens = _concatenate(parts)
     _check_ids(tokens, tokenizer)
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    return tokens.astype(dtype), _offsets(document_lengths), _offsets(sentence_lengths)
+    tokens = tokens.astype(_token_type(tokenizer.vocab_size))
+    return tokens, _offsets(document_lengths), _offsets(sentence_lengths)
 
 
 def _check_ids(tokens: Int32[np.ndarray, " N"], tokenizer: Tokenizer) -> None:
@@ -450,75 +539,62 @@ def _check_splits(corpus: Corpus, counts: list[dict], heldout_fraction: float) -
             )
 
 
-def _finish(folder: Path, made_of: dict, counts: list[dict], vocab_size: int) -> None:
-    """Joins the offsets of all shards, counts the tokens and writes the index."""
-    splits = {}
+def _join(folder: Path, vocab_size: int) -> None:
+    """Joins the parts to one file of a kind, one of them in memory at a time."""
+    counts = json.loads((folder / "parts" / "counts.json").read_text())
+    parts = counts.pop("parts")
+    kinds = ["documents"]
+    if read_key(folder)["framing"]["split_sentences"]:
+        kinds.append("sentences")
     for split in SPLITS:
-        shard_tokens = [shard[split]["tokens"] for shard in counts]
-        starts = _offsets(shard_tokens)
-        kinds = ["documents"]
-        if made_of["framing"]["split_sentences"]:
-            kinds.append("sentences")
-        for kind in kinds:
-            paths = [
-                folder / f"{split}-{number:05d}.{kind}.npy"
-                for number in range(len(counts))
-            ]
-            _join_offsets(folder / f"{split}.{kind}.npy", paths, starts)
-        unigram_counts = np.zeros(vocab_size, np.int64)
-        for number, size in enumerate(shard_tokens):
-            if size:
-                tokens = _open_array(folder / f"{split}-{number:05d}.tokens.npy")
-                unigram_counts += np.bincount(tokens, minlength=vocab_size)
+        stems = [folder / "parts" / f"{n:05d}.{split}" for n in range(len(parts))]
+        lengths = [part[split]["tokens"] for part in parts]
+        unigram_counts = _join_tokens(
+            folder / f"{split}.tokens.npy", stems, sum(lengths), vocab_size
+        )
         _write_array(folder / f"{split}.unigram_counts.npy", unigram_counts)
-        splits[split] = {
-            "shard_tokens": shard_tokens,
-            "documents": sum(shard[split]["documents"] for shard in counts),
-            "unknown": sum(shard[split]["unknown"] for shard in counts),
-            "text_bytes": sum(shard[split]["text_bytes"] for shard in counts),
+        for kind in kinds:
+            paths = [Path(f"{stem}.{kind}.npy") for stem in stems]
+            _join_offsets(folder / f"{split}.{kind}.npy", paths, _offsets(lengths))
+        counts[split] = {
+            name: sum(part[split][name] for part in parts) for name in parts[0][split]
         }
-    _write_json(folder / "index.json", {"key": made_of, "splits": splits})
+    _write_json(folder / "index.json", counts)
+
+
+def _join_tokens(
+    path: Path, stems: list[Path], size: int, vocab_size: int
+) -> Int64[np.ndarray, " V"]:
+    """Joins tokens; how often each id occurs among them."""
+    unigram_counts = np.zeros(vocab_size, np.int64)
+    with new_file(path) as file:
+        _write_header(file, _token_type(vocab_size), size)
+        for stem in stems:
+            tokens = np.load(f"{stem}.tokens.npy")
+            file.write(tokens.data)
+            unigram_counts += np.bincount(tokens, minlength=vocab_size)
+    return unigram_counts
 
 
 def _join_offsets(path: Path, paths: list[Path], starts: Int64[np.ndarray, " K"]):
-    """Offsets within each shard, shifted to the stream; one shard in memory at a time.
+    """Joins offsets within each part, shifted to the stream.
 
-    The end of a shard is the beginning of the next, so it is written once.
+    The end of a part is the beginning of the next, so it is written once.
     """
-    size = sum(len(_open_array(shard)) - 1 for shard in paths) + 1
-    with _new_file(path) as file:
+    size = sum(len(np.load(part, mmap_mode="r")) - 1 for part in paths) + 1
+    with new_file(path) as file:
         _write_header(file, np.dtype(np.int64), size)
-        for shard, start in zip(paths, starts[:-1], strict=True):
-            file.write((np.load(shard)[:-1] + start).tobytes())
+        for part, start in zip(paths, starts[:-1], strict=True):
+            file.write((np.load(part)[:-1] + start).tobytes())
         file.write(starts[-1:].tobytes())
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is whole."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"the disk is full: writing {path.name} to {path.parent} failed with "
-            f"{free / 1e6:.1f} MB free. Free some space, or set FOREWORD_CACHE to a "
-            "folder on a larger disk; the finished shards are kept, run again to go on."
-        ) from error
+def _token_type(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 def _write_array(path: Path, array: Integer[np.ndarray, " N"]) -> None:
-    with _new_file(path) as file:
+    with new_file(path) as file:
         _write_header(file, array.dtype, len(array))
         # Not ndarray.tofile (nor np.save, which calls it): it loses the errno of a
         # full disk.
@@ -537,18 +613,13 @@ def _write_header(file: BinaryIO, dtype: np.dtype, size: int) -> None:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    with _new_file(path) as file:
+    with new_file(path) as file:
         file.write(json.dumps(value, indent=1).encode())
-
-
-def _open_array(path: Path) -> Integer[np.ndarray, " N"]:
-    """Memory-mapped, as a plain array: the subclass np.memmap is slow to slice."""
-    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _remove_stale_files(folder: Path) -> None:
     """Temporary files of killed processes; those of a living one are seconds old."""
-    for path in folder.glob("*.tmp"):
+    for path in folder.rglob("*.tmp"):
         with suppress(FileNotFoundError):  # just renamed by another process
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()

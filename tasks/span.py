@@ -54,14 +54,15 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
     texts = [text_of(record, context_column) for record in split.records]
     # Many questions share a context.
     distinct = list(dict.fromkeys(texts))
-    contexts = dict(
-        zip(distinct, split.tokenizer.encode_batch_offsets(distinct), strict=True)
-    )
+    found = split.tokenizer.encode_batch_offsets(distinct)
+    contexts = {
+        text: (context, answers.without_spaces(text, offsets))
+        for text, (context, offsets) in zip(distinct, found, strict=True)
+    }
     encoded, cuts = [], []
     for index, (record, text) in enumerate(zip(split.records, texts, strict=True)):
         context, offsets = contexts[text]
         check_pieces(context, record, context_column)
-        offsets = answers.without_spaces(text, offsets)
         answer = answer_span(record, task, text, offsets) if split.labelled else None
         question = questions[index]
         if len(question) > longest:

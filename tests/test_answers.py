@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from task_examples import CONTEXT, SPAN, encode, letters, records, spans
 
-from data import tokenizers
+from data import tokenizer_training, tokenizers
 from tasks import answers, packing, span
 
 
@@ -150,10 +150,10 @@ def test_window_scores_find_their_way_home(tokenizer):
         assert end == (-tokens).tolist()
 
 
-@pytest.mark.parametrize("algorithm", tokenizers.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
 def test_offsets_of_every_tokenizer(algorithm):
     text = "  The naïve FOX, 한국어 😀 \n ran."
-    trained = tokenizers.train(
+    trained = tokenizer_training.train(
         [text * 20, "the quick fox ran and ran"],
         algorithm=algorithm,
         vocab_size=400,

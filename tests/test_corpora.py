@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import platform
 import random
 import socket
 import sys
@@ -18,7 +19,7 @@ import tensorflow_datasets as tfds
 import zstandard
 from tensorflow_datasets.core.download.util import DownloadError
 
-from data import corpora
+from data import cache, corpora, docstrings
 from data.corpora import Corpus, is_heldout
 from errors import UserError
 
@@ -43,6 +44,8 @@ def test_text_files(tmp_path, suffix, line_end):
     path = write(tmp_path / f"a{suffix}", content.encode())
     assert list(corpus(path)) == DOCUMENTS
     assert list(corpus(path, document_boundary="file")) == [TEXT]
+    lines = ["First line.", "second 한국어", "Third é.", "Last without an end"]
+    assert list(corpus(path, document_boundary="line")) == lines
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
@@ -50,8 +53,27 @@ def test_json_lines(tmp_path, suffix):
     records = [{"body": TEXT}, {"body": None}, {"body": "  "}, {"body": "x", "n": 1}]
     lines = "\n\n".join(json.dumps(record) for record in records)
     path = write(tmp_path / f"a{suffix}", lines.encode())
-    assert list(corpus(path, "body")) == [TEXT, "x"]
+    source = corpus(path, "body")
+    assert list(source) == [TEXT, "x"]
+    assert source.empty == 2
     assert list(corpus(path, "body", "paragraph")) == [*DOCUMENTS, "x"]
+    assert len(list(corpus(path, "body", "line"))) == 5
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".tsv.zst"])
+def test_tables(tmp_path, suffix):
+    """Also fields longer than the library of .csv lets through by itself."""
+    long = "a long text " * 20_000
+    comma = "," if "csv" in suffix else "\t"
+    quote = '"' if "csv" in suffix else ""
+    lines = [["n", "body"], ["1", f"{quote}{long}{quote}"], ["2", ""], ["3", "x"]]
+    content = "\n".join(map(comma.join, lines))
+    path = write(tmp_path / f"a{suffix}", content.encode())
+    source = corpus(path, "body")
+    assert list(source) == [long.strip(), "x"]
+    assert source.empty == 1
+    with pytest.raises(UserError, match=r"line 2: no field 'text', .* 'n', 'body'"):
+        list(corpus(path))
 
 
 def test_parquet_over_several_row_groups(tmp_path):
@@ -74,7 +96,9 @@ def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
 
 
 # The same in each process that collects the tests.
-CUT_SHORT = gzip.compress(random.Random(0).randbytes(9999), mtime=0)[:5000]
+NOISE = random.Random(0).randbytes(9999).hex().encode()
+CUT_SHORT = gzip.compress(NOISE, mtime=0)[:5000]
+PARQUET = b"PAR1" + NOISE[:500] + b"PAR1"
 
 
 @pytest.mark.parametrize(
@@ -87,15 +111,17 @@ CUT_SHORT = gzip.compress(random.Random(0).randbytes(9999), mtime=0)[:5000]
             "ok\nsch\u00f6n".encode("latin1"),
             r"a.txt, line 2: .*0xf6 at column 4",
         ),
-        ("a.csv", b"x", "a.csv: the suffix .* .jsonl.gz"),
+        ("a.docx", b"x", "a.docx: the suffix .* .jsonl .* also with .gz or .zst"),
+        ("a.parquet.gz", b"x", "a.parquet.gz: the suffix"),
         ("a.txt.gz", CUT_SHORT, "a.txt.gz is damaged"),
         ("a.txt.gz", b"plain text", "a.txt.gz is damaged"),
         ("a.txt.zst", b"plain text", "a.txt.zst is damaged"),
         ("a.parquet", b"plain text, long enough", "a.parquet is not Parquet"),
+        ("a.parquet", PARQUET, "a.parquet is not Parquet, or damaged"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'\n{"b": 1, "c": 2}', "line 2: no field 'text', .* 'b', 'c'"),
         ("a.jsonl", b'{"text": ["a"]}', "line 1: field 'text' holds a list"),
-        ("a.jsonl", b'{"text": "a\\ud800"}', "line 1: field 'text' is no text"),
+        ("a.jsonl", b'{"text": "a\\ud800"}', "line 1: half a character"),
         ("a.jsonl", b'["a"]', "line 1: a list where a JSON object"),
     ],
 )
@@ -110,8 +136,57 @@ def test_bad_sources_are_named(tmp_path):
         list(corpus(tmp_path / "nothing*.txt"))
     with pytest.raises(UserError, match=r"is a folder; .*\*\.txt"):
         corpus(tmp_path).fingerprint()
-    with pytest.raises(UserError, match=r"document_boundary is 'line'; .* paragraph"):
-        corpus("a.txt", document_boundary="line")
+    with pytest.raises(UserError, match=r"document_boundary is 'page'; .* paragraph"):
+        corpus("a.txt", document_boundary="page")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_are_read_to_their_end(tmp_path, suffix):
+    """Several members in one file; each cut is found, wherever it falls."""
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    parts = [*map(compress, (b"a b\n\n" * 9, b"", b"c"))]
+    whole = b"".join(parts)
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(whole)
+    assert list(corpus(path)) == ["a b"] * 9 + ["c"]
+    ends = {len(parts[0]), len(parts[0] + parts[1]), len(whole)}
+    for size in range(1, len(whole)):
+        path.write_bytes(whole[:size])
+        if size in ends:  # what is left is a whole file
+            assert list(corpus(path)) == ["a b"] * 9
+        else:
+            with pytest.raises(UserError, match="damaged or cut short"):
+                list(corpus(path))
+
+
+def test_a_gzip_file_may_be_filled_up_with_zeros(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"a") + bytes(512))
+    assert list(corpus(path)) == ["a"]
+
+
+def test_damaged_pages_of_parquet_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"text {number}" for number in range(9_000)]})
+    pyarrow.parquet.write_table(table, path)
+    content = bytearray(path.read_bytes())
+    content[100:9_000] = bytes(8_900)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a.parquet is not Parquet, or damaged"):
+        list(corpus(path))
+
+
+@pytest.mark.parametrize("boundary", ["blank_line", "file"])
+def test_documents_beyond_a_bound_are_refused(tmp_path, monkeypatch, boundary):
+    monkeypatch.setattr(corpora, "DOCUMENT_CHARACTERS", 1_000)
+    path = write(tmp_path / "a.txt", b"\n" + b"one line of many\n" * 100)
+    match = f"a.txt, line [12]: a document of more than 1,000 .*'{boundary}'.* 'line'"
+    with pytest.raises(UserError, match=match):
+        list(corpus(path, document_boundary=boundary))
+    assert len(list(corpus(path, document_boundary="line"))) == 100
+    record = write(tmp_path / "a.jsonl", json.dumps({"text": "x " * 600}).encode())
+    with pytest.raises(UserError, match=r"a.jsonl, line 1: a document of more than"):
+        list(corpus(record, document_boundary=boundary))
 
 
 def test_a_long_compressed_file_is_streamed(tmp_path):
@@ -137,16 +212,43 @@ def test_progress_starts_anew_with_every_pass(tmp_path):
         assert source.fraction_read == 1.0
 
 
-def test_fingerprint_follows_the_files(tmp_path):
+def test_fingerprint_follows_the_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
+    for name in "ab":
+        write(tmp_path / f"{name}.txt", b"text")
+    source = tmp_path / "?.txt"
+    before = corpus(source).fingerprint()
+    assert json.loads(json.dumps(before)) == before
+    assert before["files"].keys() == {f"{tmp_path}/{name}.txt" for name in "ab"}
+    (tmp_path / "b.txt").touch()
+    assert corpus(source).fingerprint() == before
+    for time in (1, 10**18):  # remembered, and too young to be
+        write(tmp_path / "b.txt", b"test")
+        os.utime(tmp_path / "b.txt", ns=(0, time))
+        changed = corpus(source).fingerprint()
+        assert changed["digest"] != before["digest"]
+        differing = changed["files"].items() - before["files"].items()
+        assert [name for name, _ in differing] == [f"{tmp_path}/b.txt"]
+    assert corpus(source, document_boundary="file").fingerprint() != before
+
+
+def test_digests_are_remembered_by_size_and_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
     path = write(tmp_path / "a.txt", b"text")
-    before = corpus(path).fingerprint()
-    assert json.loads(json.dumps(before)) == before == corpus(path).fingerprint()
-    assert before["files"] == [
-        {"name": "a.txt", "size": 4, "mtime_ns": path.stat().st_mtime_ns}
-    ]
-    os.utime(path, ns=(0, 1))
-    assert corpus(path).fingerprint() != before
-    assert corpus(path, document_boundary="file").fingerprint() != before
+    os.utime(path, ns=(0, 5))
+    first = cache.file_digests([path])
+    assert first == [cache.digest(b"text")]
+    path.write_bytes(b"test")
+    os.utime(path, ns=(0, 5))  # nothing that could be seen
+    assert cache.file_digests([path]) == first
+    os.utime(path, ns=(0, 6))
+    assert cache.file_digests([path]) == [cache.digest(b"test")]
+    path.write_bytes(b"best")  # just now: may change again before the clock does
+    assert cache.file_digests([path]) == [cache.digest(b"best")]
+    state = path.stat()
+    path.write_bytes(b"rest")
+    os.utime(path, ns=(0, state.st_mtime_ns))
+    assert cache.file_digests([path]) == [cache.digest(b"rest")]
 
 
 def test_held_out_by_text_alone():
@@ -192,7 +294,7 @@ left   right
 
 
 def test_prose_keeps_sentences_and_drops_the_rest():
-    assert corpora.prose(DOCSTRING).splitlines() == [
+    assert docstrings.prose(DOCSTRING).splitlines() == [
         "Return the sum of values along the given axis.",
         "This wraps a line and names package.Thing, code and a link in the middle.",
         "The numbers that are to be added to each other.",
@@ -214,10 +316,10 @@ def test_docstrings_in_source_order(tmp_path):
         'x = """This string is not a docstring at all."""\n'
     )
     expected = [f"The {name} says what it is for." for name in ("module", "class")]
-    assert corpora.docstrings(path) == [*expected, "The method says what it is for."]
+    assert docstrings.docstrings(path) == [*expected, "The method says what it is for."]
     for broken in (b'"""a"""\nprint "python 2"\n', b'"""a\0b"""', b'"""\xff"""'):
         path.write_bytes(broken)
-        assert corpora.docstrings(path) == []
+        assert docstrings.docstrings(path) == []
 
 
 def test_topics_of_pydoc():
@@ -232,14 +334,17 @@ def test_python_docs_are_built_once(tmp_path, monkeypatch):
     root = Path(json.__file__).parent
     library = sorted(root.glob("*.py"))
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
-    monkeypatch.setattr(corpora, "standard_library", lambda: library + library)
-    monkeypatch.setattr(corpora, "installed_dependencies", dict)
+    monkeypatch.setattr(docstrings, "standard_library", lambda: library + library)
+    monkeypatch.setattr(docstrings, "installed_dependencies", dict)
     documents = list(corpus("python_docs"))
     assert documents[0].startswith("JSON (JavaScript Object Notation)")
     assert documents[-1] == list(corpus("pydoc_topics"))[-1]
     paragraphs = "\n".join(documents).splitlines()
     assert len(paragraphs) == len(set(paragraphs))
-    (cached,) = tmp_path.iterdir()  # and no temporary file beside it
+    (cached,) = tmp_path.glob("*.txt")
+    versions = cached.with_suffix(".packages.json")
+    assert json.loads(versions.read_text()) == {"python": platform.python_version()}
+    assert {*tmp_path.iterdir()} == {cached, versions}  # and no temporary file
     stamp = cached.stat().st_mtime_ns
     fingerprint = corpus("python_docs").fingerprint()
     assert list(corpus("python_docs")) == documents
@@ -249,14 +354,14 @@ def test_python_docs_are_built_once(tmp_path, monkeypatch):
 
 
 def test_where_python_docs_come_from():
-    library = corpora.standard_library()
+    library = docstrings.standard_library()
     names = {path.name for path in library}
     assert {"argparse.py", "typing.py"} <= names
     assert not any({"test", "tests", "site-packages"} & {*p.parts} for p in library)
-    dependencies = corpora.installed_dependencies()
+    dependencies = docstrings.installed_dependencies()
     assert {"jax", "numpy", "scipy"} <= dependencies.keys()  # scipy: through jax
     assert "pytest" not in dependencies
-    files = corpora.distribution_files(dependencies["flax"])
+    files = docstrings.distribution_files(dependencies["flax"])
     assert any(path.parts[-2:] == ("linen", "linear.py") for path in files)
 
 

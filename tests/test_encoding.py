@@ -38,7 +38,7 @@ from task_examples import (
 
 import models
 from configs.finetune import squad, topic
-from data import labelled, tokenizers
+from data import labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from tasks import KINDS, encoding, predictions, splits
@@ -201,7 +201,7 @@ def test_words_beyond_the_window_are_reported(tokenizer):
 
 
 def test_words_of_byte_level_bpe_begin_with_a_space(tokenizer):
-    byte_bpe = tokenizers.train(
+    byte_bpe = tokenizer_training.train(
         ["the fox and the hen "] * 30,
         algorithm="byte_bpe",
         vocab_size=280,

@@ -14,7 +14,7 @@ import zstandard
 from task_examples import encode, label_names, letters, spans
 
 from configs.finetune import glue
-from data import labelled
+from data import docstrings, labelled
 from errors import UserError
 from tasks import KINDS, predictions, splits
 
@@ -140,6 +140,8 @@ def test_squad(tmp_path):
         ("t.parquet", "a\tb\n", "not Parquet"),
         ("t.xlsx", "a", "the suffix says nothing"),
         ("t.tsv.gz", "a\tb\n", "damaged"),
+        ("t.jsonl.zst", zstandard.compress(b'{"a": "b"}\n')[:-1], "cut short"),
+        ("t.jsonl", '{"a": "\\udc00"}', "line 1: half a character is no text"),
     ],
 )
 def test_malformed_files_are_named(tmp_path, name, content, message):
@@ -147,7 +149,7 @@ def test_malformed_files_are_named(tmp_path, name, content, message):
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message) as error:
         labelled.read(str(path))
-    assert name in str(error.value)
+    assert name in str(error.value) and "corpus" not in str(error.value)
 
 
 def test_missing_file_is_named():
@@ -224,7 +226,7 @@ def test_tfds_class_numbers_become_names(tiny_tasks, monkeypatch):
             "answers": spans(("봄", 3)),
         },
     }
-    assert found[1].place == "tfds:tiny_tasks@train, record 2"
+    assert found[1].place == "tfds:tiny_tasks/1.0.0@train, record 2"
     (unlabelled,) = labelled.read("tfds:tiny_tasks@test")
     assert unlabelled.fields["score"] == "2.5" and "label" not in unlabelled.fields
     mixed = labelled.read("tfds:tiny_tasks@train+test")  # only one of them is unknown
@@ -334,9 +336,9 @@ def library_docs(tmp_path_factory):
     """The embedded task, from four installed libraries."""
     patch = pytest.MonkeyPatch()
     patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr(labelled, "LIBRARIES", ("flax", "optax", "pillow", "python"))
-    patch.setattr(labelled, "CANDIDATES", 80)
-    patch.setattr(labelled, "PER_LIBRARY", 50)
+    patch.setattr(docstrings, "LIBRARIES", ("flax", "optax", "pillow", "python"))
+    patch.setattr(docstrings, "CANDIDATES", 80)
+    patch.setattr(docstrings, "PER_LIBRARY", 50)
     yield {split: labelled.read(f"python_docs{split}") for split in PARTS}
     patch.undo()
 
@@ -350,7 +352,7 @@ def test_the_embedded_task_needs_no_file(library_docs):
     assert labels.keys() == {"flax", "optax", "pillow", "python"}
     assert all(30 < count <= 50 for count in labels.values())
     assert len({*texts}) == len(texts)
-    assert not any(labelled.NAMES.search(text) for text in texts)
+    assert not any(docstrings.NAMES.search(text) for text in texts)
     assert min(len(text.split()) for text in texts) >= 10
     assert re.match(r"python_docs, [\w/-]+\.py$", library_docs[""][0].place)
     again = labelled.read("python_docs")  # from the cache
@@ -377,7 +379,7 @@ def test_docstrings_that_share_a_paragraph_are_left_out(tmp_path, monkeypatch):
         )
     files = {n: (tmp_path, [tmp_path / n / "x.py"]) for n in ("a", "b")}
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
-    monkeypatch.setattr(labelled, "_library_files", lambda: files)
+    monkeypatch.setattr(docstrings, "_library_files", lambda: files)
     masked = own.replace("NumPy", "library")
     assert [record.fields for record in labelled.read("python_docs")] == [
         {"text": f"{masked} {name * 3}.", "label": name, "file": f"{name}/x.py"}
@@ -387,6 +389,6 @@ def test_docstrings_that_share_a_paragraph_are_left_out(tmp_path, monkeypatch):
 
 def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
-    monkeypatch.setattr(labelled, "LIBRARIES", ("python", "abacus"))
+    monkeypatch.setattr(docstrings, "LIBRARIES", ("python", "abacus"))
     with pytest.raises(UserError, match="of which abacus is not installed: install"):
         labelled.read("python_docs")

@@ -3,7 +3,9 @@
 import errno
 import importlib
 import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -57,6 +59,18 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def count_parts(monkeypatch):
+    """The numbers of the parts that will have been written."""
+    written, write_part = [], shards.write_part
+
+    def counted(documents, tokenizer, folder, number, **settings):
+        written.append(number)
+        return write_part(documents, tokenizer, folder, number, **settings)
+
+    monkeypatch.setattr(shards, "write_part", counted)
+    return written
+
+
 def test_stream_and_document_offsets(tmp_path, tokenizer, heldout_by_name):
     corpus = make_corpus(tmp_path / "in.txt", ["a b", "e", "c dx [SEP]", "é"])
     write(corpus, tokenizer, tmp_path / "out", FRAMED)
@@ -71,8 +85,16 @@ def test_stream_and_document_offsets(tmp_path, tokenizer, heldout_by_name):
     assert train.unigram_counts.tolist() == np.bincount(stream, minlength=15).tolist()
     heldout = shards.open_shards(tmp_path / "out", "heldout")
     assert heldout.read(0, heldout.num_tokens).tolist() == [2, 9, 3]
-    stored = np.load(tmp_path / "out" / "train-00000.tokens.npy")
-    assert stored.dtype == np.uint16
+    assert heldout.tokens.dtype == np.uint16
+    assert heldout.tokens.tolist() == [2, 9, 3]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("key.json", "index.json", "tokenizer.json"),
+        *(
+            f"{split}.{kind}.npy"
+            for split in shards.SPLITS
+            for kind in ("tokens", "documents", "unigram_counts")
+        ),
+    }
 
 
 def test_sentence_offsets(tmp_path, tokenizer, heldout_by_name):
@@ -103,7 +125,22 @@ def test_lines_are_sentences_and_long_lines_are_cut(monkeypatch):
     assert shards.split_sentences("كيف حالك؟ بخير") == ["كيف حالك؟", "بخير"]
 
 
-def test_many_shards_read_as_one(tmp_path, tokenizer, monkeypatch):
+def test_a_split_is_opened_where_it_is_used(tmp_path, tokenizer, heldout_by_name):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+    write(corpus, tokenizer, tmp_path / "out", SENTENCES)
+    split = shards.open_shards(tmp_path / "out", "train")
+    assert split.tokens.base is not None  # a view of the memory map
+    pickled = pickle.dumps(split)
+    assert len(pickled) < 300
+    again = pickle.loads(pickled)
+    assert "tokens" not in vars(again)
+    assert again == split
+    for name in ("tokens", "documents", "sentences", "unigram_counts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(split, name))
+    assert (again.num_tokens, again.text_bytes) == (2, 3)
+
+
+def test_many_parts_are_joined_to_one_file(tmp_path, tokenizer, monkeypatch):
     rng = np.random.default_rng(0)
     documents = [
         "\n".join(" ".join(rng.choice(["a", "b", "cx", "d"], 5)) for _ in range(lines))
@@ -112,8 +149,10 @@ def test_many_shards_read_as_one(tmp_path, tokenizer, monkeypatch):
     corpus = make_corpus(tmp_path / "in.txt", documents)
     write(corpus, tokenizer, tmp_path / "one", SENTENCES, heldout_fraction=0.3)
     monkeypatch.setattr(shards, "CHUNK_BYTES", 100)
+    parts_written = count_parts(monkeypatch)
     write(corpus, tokenizer, tmp_path / "many", SENTENCES, heldout_fraction=0.3)
-    assert len(list((tmp_path / "many").glob("shard-*.json"))) > 10
+    assert len(parts_written) > 10
+    assert {*files_of(tmp_path / "many")} == {*files_of(tmp_path / "one")}
     for split in ("train", "heldout"):
         one = shards.open_shards(tmp_path / "one", split)
         many = shards.open_shards(tmp_path / "many", split)
@@ -135,44 +174,67 @@ def test_large_vocabularies_take_32_bits(tmp_path, heldout_by_name):
     tokenizer = tokenizers.load(str(tmp_path / "vocab.txt"))
     corpus = make_corpus(tmp_path / "in.txt", ["a", "e"])
     write(corpus, tokenizer, tmp_path / "out", PLAIN)
-    stored = np.load(tmp_path / "out" / "train-00000.tokens.npy")
+    stored = shards.open_shards(tmp_path / "out", "train").tokens
     assert stored.dtype == np.uint32
     assert stored.tolist() == [(1 << 16) + 5]
 
 
-def test_finished_shards_are_not_tokenized_again(tmp_path, tokenizer, monkeypatch):
+def test_finished_parts_are_not_tokenized_again(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(shards, "CHUNK_BYTES", 30)
     corpus = make_corpus(tmp_path / "in.txt", [f"a b {'c ' * n}" for n in range(30)])
-    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
-    whole = files_of(tmp_path / "out")
-    for name in ("shard-00003.json", "index.json"):
-        (tmp_path / "out" / name).unlink()
-    written = []
-    write_shard = shards.write_shard
+    write(corpus, tokenizer, tmp_path / "whole", PLAIN, heldout_fraction=0.3)
+    folder = tmp_path / "out"
+    written = count_parts(monkeypatch)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(shards, "_join", interrupt)
+        write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+    first = [*written]
+    (folder / "parts" / "00003.json").unlink()
+    (folder / "parts" / "counts.json").unlink()
+    write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+    assert written == [*first, 3]
+    assert files_of(folder) == files_of(tmp_path / "whole")
+    write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+    assert written == [*first, 3]
 
-    def counted(documents, tokenizer, folder, number, **settings):
-        written.append(number)
-        return write_shard(documents, tokenizer, folder, number, **settings)
 
-    monkeypatch.setattr(shards, "write_shard", counted)
-    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
-    assert written == [3]
-    assert files_of(tmp_path / "out") == whole
-    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.3)
-    assert written == [3]
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 # A process of its own: text to shards, small enough chunks to be caught in the middle.
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from data import corpora, shards, tokenizers
-shards.CHUNK_BYTES = 20_000
-text, vocabulary, folder = sys.argv[1:]
-corpus = corpora.Corpus(source=text, text_field="text", document_boundary="blank_line")
-shards.write_shards(corpus, tokenizers.load(vocabulary), Path(folder),
-                    heldout_fraction=0.2, framing=shards.Framing(2, 3, True))
+text, vocabulary, folder, shards.CHUNK_BYTES = *sys.argv[1:4], int(sys.argv[4])
+def write(folder):
+    corpus = corpora.Corpus(text, "text", "blank_line")
+    shards.write_shards(corpus, tokenizers.load(vocabulary), Path(folder),
+                        heldout_fraction=0.2, framing=shards.Framing(2, 3, True))
+"""
+ONCE = "write(folder)"
+# For each n: killed before the n-th time that it renames or removes something.
+KILLED_EVERYWHERE = """
+def kill_at(number, function):
+    def counted(*arguments, **settings):
+        kill_at.count += 1
+        if kill_at.count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **settings)
+    return counted
+kill_at.count = number = 0
+died = True
+while died:
+    number += 1
+    if not (child := os.fork()):
+        Path.replace = kill_at(number, Path.replace)
+        os.unlink, os.rmdir = kill_at(number, os.unlink), kill_at(number, os.rmdir)
+        write(f"{folder}/{number}")
+        os._exit(0)
+    died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    write(f"{folder}/{number}")
 """
 
 
@@ -181,33 +243,70 @@ def command(tmp_path, tokenizer):
     rng = np.random.default_rng(0)
     words = rng.choice(["a", "b", "cx", "d", "e."], (1000, 150))
     make_corpus(tmp_path / "in.txt", [" ".join(row) for row in words])
-    script = SCRIPT.format(root=str(ROOT))
-    texts = [str(tmp_path / "in.txt"), str(tmp_path / "vocab.txt")]
-    return [sys.executable, "-c", script, *texts]
+
+    def words_of(todo, folder, chunk_bytes):
+        script = SCRIPT.format(root=str(ROOT)) + todo
+        texts = [str(tmp_path / "in.txt"), str(tmp_path / "vocab.txt")]
+        return [sys.executable, "-c", script, *texts, folder, str(chunk_bytes)]
+
+    return words_of
 
 
 def test_killed_and_restarted_equals_undisturbed(tmp_path, command):
-    subprocess.run([*command, tmp_path / "undisturbed"], check=True)
+    subprocess.run(command(ONCE, tmp_path / "undisturbed", 20_000), check=True)
     folder = tmp_path / "killed"
-    for shard in (2, 9):
-        process = subprocess.Popen([*command, folder])
-        while not (folder / f"shard-{shard:05d}.json").exists():
+    for awaited in ("parts/00002.json", "parts/00009.json", "train.tokens.npy"):
+        process = subprocess.Popen(command(ONCE, folder, 20_000))
+        while not (folder / awaited).exists():
             assert process.poll() is None, "finished before it could be killed"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert not (folder / "index.json").exists()
-    subprocess.run([*command, folder], check=True)
+    subprocess.run(command(ONCE, folder, 20_000), check=True)
     left = {n: b for n, b in files_of(folder).items() if not n.endswith(".tmp")}
     assert left == files_of(tmp_path / "undisturbed")
-    assert len(json.loads(left["index.json"])["splits"]["train"]["shard_tokens"]) > 10
+
+
+def test_killed_anywhere_and_restarted_equals_undisturbed(tmp_path, command):
+    make_corpus(tmp_path / "in.txt", [f"a {'b. ' * n} e" for n in range(60)])
+    subprocess.run(command(ONCE, tmp_path / "undisturbed", 2_000), check=True)
+    undisturbed = files_of(tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    subprocess.run(command(KILLED_EVERYWHERE, folder, 2_000), check=True)
+    folders = [*folder.iterdir()]
+    # 3 parts of 7 files each and their counts, 8 joined files, key, tokenizer, index;
+    # the parts and their folder go.
+    assert len(folders) > 3 * 7 + 1 + 8 + 3 + 3 * 7 + 1 + 1
+    for path in folders:
+        left = {n: b for n, b in files_of(path).items() if not n.endswith(".tmp")}
+        assert left == undisturbed, path.name
 
 
 def test_two_processes_at_once(tmp_path, command):
-    processes = [subprocess.Popen([*command, tmp_path / "both"]) for _ in range(2)]
+    processes = [
+        subprocess.Popen(command(ONCE, tmp_path / "both", 20_000)) for _ in range(2)
+    ]
     assert [process.wait() for process in processes] == [0, 0]
-    subprocess.run([*command, tmp_path / "alone"], check=True)
+    subprocess.run(command(ONCE, tmp_path / "alone", 20_000), check=True)
     assert files_of(tmp_path / "both") == files_of(tmp_path / "alone")
+
+
+def test_who_comes_last_finds_the_parts_gone(tmp_path, tokenizer, monkeypatch):
+    """Another process finishes, and removes the parts, while this one joins them."""
+    corpus = make_corpus(tmp_path / "in.txt", [f"a {'b ' * n}" for n in range(30)])
+    folder, join = tmp_path / "out", shards._join
+
+    def late(*arguments):
+        monkeypatch.setattr(shards, "_join", join)
+        write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+        join(*arguments)
+
+    monkeypatch.setattr(shards, "_join", late)
+    write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+    whole = files_of(folder)
+    (folder / "index.json").unlink()
+    write(corpus, tokenizer, folder, PLAIN, heldout_fraction=0.3)
+    assert files_of(folder) == whole
 
 
 def prepare_by(workers, tmp_path, tokenizer, monkeypatch):
@@ -224,9 +323,7 @@ def prepare_by(workers, tmp_path, tokenizer, monkeypatch):
             framing=SENTENCES,
             workers=chosen,
         )
-    written = files_of(tmp_path / "there")
-    assert len([name for name in written if name.startswith("shard-")]) > 5
-    assert written == files_of(tmp_path / "here")
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
 
 
 def refuse(number):
@@ -237,16 +334,37 @@ def die(_):
     os._exit(1)
 
 
+def where(_):
+    return os.getpid(), os.environ.get("TOKENIZERS_PARALLELISM")
+
+
 def test_processes_write_the_same_bytes(tmp_path, tokenizer, monkeypatch):
-    with process_workers(2) as workers:
+    with process_workers(2, written_here=1) as workers:
+        first, second = (workers.submit(where, n).result() for n in range(2))
+        assert first[0] == os.getpid()
+        assert second[0] != os.getpid() and second[1] == "false"
         prepare_by(workers, tmp_path, tokenizer, monkeypatch)
         with pytest.raises(UserError, match="shard 3 cannot be written"):
             workers.submit(refuse, 3).result()
     with (
         pytest.raises(UserError, match="--processes=1"),
-        process_workers(2) as workers,
+        process_workers(2, written_here=0) as workers,
     ):
         workers.submit(die, 3).result()
+
+
+def test_little_text_starts_no_process(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", interrupt)
+    with process_workers(2) as workers:
+        corpus = make_corpus(tmp_path / "in.txt", [f"a {n}" for n in range(30)])
+        shards.write_shards(
+            corpus,
+            tokenizer,
+            tmp_path / "out",
+            heldout_fraction=0.3,
+            framing=PLAIN,
+            workers=workers,
+        )
 
 
 def test_a_ray_cluster_writes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
@@ -300,14 +418,16 @@ import numpy as np
 sys.path.insert(0, {root!r})
 from data import shards
 shards.CHUNK_BYTES, shards.ENCODE_BYTES = 400_000, 50_000
+shards.REMEMBERED_DOCUMENTS = 500
 
 class Bytes:
     vocab_size, special_ids, fingerprint = 256, {{}}, "bytes"
     def encode_batch(self, texts):
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
+    def save(self, folder): pass
 
 class Lines:
-    source, fraction_read = "lines", 0.5
+    source, fraction_read, empty = "lines", 0.5, 0
     def __init__(self, size): self.size = size
     def fingerprint(self): return {{"size": self.size}}
     def __iter__(self):
@@ -338,7 +458,7 @@ def test_full_disk(tmp_path, tokenizer, heldout_by_name, monkeypatch):
     corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
 
     def no_space(descriptor):
-        if len(list(folder.iterdir())) > 3:
+        if len(list(folder.rglob("*"))) > 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = tmp_path / "out"
@@ -347,11 +467,10 @@ def test_full_disk(tmp_path, tokenizer, heldout_by_name, monkeypatch):
         write(corpus, tokenizer, folder, PLAIN)
     assert str(folder) in str(error.value)
     assert "MB free" in str(error.value)
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.rglob("*")}
     assert names == {
-        "key.json",
-        "train-00000.tokens.npy",
-        "train-00000.documents.npy",
+        *("key.json", "tokenizer.json", "parts"),
+        *("00000.train.tokens.npy", "00000.train.documents.npy"),
     }
     write(corpus, tokenizer, folder, PLAIN)
     assert shards.open_shards(folder, "train").num_tokens == 2
@@ -367,6 +486,19 @@ def test_another_key_is_refused_by_name(tmp_path, tokenizer, heldout_by_name):
     assert "heldout_fraction: there 0.1, now 0.2" in message
     assert "framing.document_start: there None, now 2" in message
     assert "tokenizer:" not in message
+
+
+def test_another_format_is_refused_in_a_sentence(tmp_path, tokenizer, heldout_by_name):
+    corpus = make_corpus(tmp_path / "in.txt", ["a b", "e"])
+    write(corpus, tokenizer, tmp_path / "out", PLAIN)
+    key = shards.read_key(tmp_path / "out")
+    (tmp_path / "out" / "key.json").write_text(
+        json.dumps(key | {"format_version": 1, "chunk_bytes": 5})
+    )
+    match = r"begun by another version of Foreword \(format 1 of its shards, here 2"
+    with pytest.raises(UserError, match=match) as error:
+        write(corpus, tokenizer, tmp_path / "out", PLAIN)
+    assert "chunk_bytes" not in str(error.value)
 
 
 def test_key_and_folder_follow_the_input(tmp_path, tokenizer, monkeypatch):
@@ -395,6 +527,28 @@ def test_too_little_text(tmp_path, tokenizer):
     nothing = make_corpus(tmp_path / "empty.txt", [])
     with pytest.raises(UserError, match="empty"):
         write(nothing, tokenizer, tmp_path / "nothing", PLAIN)
+
+
+def test_copies_and_skipped_documents_are_counted(tmp_path, tokenizer):
+    texts = ["a", "b", "a", "c", "a", "\u200b", "e"]
+    lines = "\n".join(json.dumps({"text": text}) for text in [*texts, "", None])
+    (tmp_path / "in.jsonl").write_text(lines)
+    corpus = corpora.Corpus(str(tmp_path / "in.jsonl"), "text", "blank_line")
+    write(corpus, tokenizer, tmp_path / "out", PLAIN, heldout_fraction=0.5)
+    counts = shards.read_counts(tmp_path / "out")
+    assert (counts["copies"], counts["empty"]) == (2, 2)
+    both = [counts[split] for split in shards.SPLITS]
+    assert sum(count["skipped"] for count in both) == 1
+    assert sum(count["documents"] for count in both) == 6
+
+
+def test_copies_of_many_documents_are_estimated(monkeypatch):
+    monkeypatch.setattr(shards, "REMEMBERED_DOCUMENTS", 1_000)
+    copies = shards.Copies()
+    for number in range(20_000):  # a quarter stand there a second time
+        copies.add(f"document {number % 16_000}")
+    assert len(copies.times) <= 1_000
+    assert abs(copies.count() - 4_000) < 1_000  # 4 standard deviations: 250 each
 
 
 def test_unknown_pieces_are_reported(tmp_path, tokenizer, heldout_by_name):

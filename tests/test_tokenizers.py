@@ -1,6 +1,7 @@
 """Tokenizers: golden ids, round trips in six scripts, and what bad input gets."""
 
 import json
+import os
 import pickle
 import re
 import unicodedata
@@ -8,9 +9,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data import tokenizers
+from data import tokenizer_training
 from data.tokenizers import (
-    ALGORITHMS,
     BERT_SPECIAL_TOKENS,
     GPT_SPECIAL_TOKENS,
     JsonTokenizer,
@@ -42,10 +42,12 @@ def train(algorithm: str, documents=None, **changes):
         "sample_bytes": 1_000_000,
     }
     documents = documents or [ENGLISH * 20, *SCRIPTS.values()]
-    return tokenizers.train(documents, algorithm=algorithm, **{**settings, **changes})
+    return tokenizer_training.train(
+        documents, algorithm=algorithm, **{**settings, **changes}
+    )
 
 
-@pytest.fixture(scope="module", params=ALGORITHMS)
+@pytest.fixture(scope="module", params=tokenizer_training.ALGORITHMS)
 def trained(request):
     return train(request.param)
 
@@ -84,6 +86,21 @@ def test_trained_interface(trained):
         np.testing.assert_array_equal(ids, trained.encode_batch([text])[0])
 
 
+def test_a_process_of_one_core_encodes_on_one(monkeypatch):
+    trained, threads = train("sentencepiece_bpe"), []
+
+    class Library:
+        def encode(self, texts, num_threads):
+            threads.append(num_threads)
+            return [[0] for _ in texts]
+
+    trained.library = Library()
+    for parallel in ("true", "false"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        trained.encode_batch(["a"])
+    assert threads == [os.cpu_count(), 1]
+
+
 def test_special_tokens_in_raw_text_stay_text(trained):
     (ids,) = trained.encode_batch(["a [MASK] [CLS] [PAD] <unk>"])
     assert not {0, 2, 3, 4} & {*ids.tolist()}
@@ -110,46 +127,11 @@ def test_save_load_and_pickle_keep_everything(trained, tmp_path):
             np.testing.assert_array_equal(before, after)
 
 
-# What joins, parts, vanishes or is white space to some: drawn into random texts.
-AWKWARD = [*" \n\t\r.'=<-_[1aZs\0\x0b\x1c\x85\xa0\xad\u0301\u0338\u093e\u180e\u2028"]
-AWKWARD += [*"\u200b\u3000\ufeff\ufffd’éİßﬁ½…。日가\u1161😀", "  ", "'s", "=\u0338"]
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "form"),
-    [
-        *(("wordpiece", form) for form in ("none", "NFC", "NFKC")),
-        *(("byte_bpe", form) for form in ("none", "NFC")),
-    ],
-)
-def test_encoding_by_parts_equals_the_library(algorithm, form, monkeypatch):
-    tokenizer = train(algorithm, unicode_form=form)
-    monkeypatch.setattr(tokenizers, "REMEMBERED_CHARACTERS", 100_000)
-    draw = np.random.default_rng(0).choice(np.array(AWKWARD, object), (6_000, 8))
-    texts = ["".join(row) for row in draw]
-    expected = tokenizer.library.encode_batch_fast(texts, add_special_tokens=False)
-    for start in range(0, len(texts), 500):
-        for place, ids in enumerate(tokenizer.encode_batch(texts[start:][:500]), start):
-            assert ids.tolist() == expected[place].ids, repr(texts[place])
-            assert ids.dtype == np.int32
-    assert tokenizer._remembered <= 100_000
-    assert bool(tokenizer._ids_of_part) == ((algorithm, form) != ("byte_bpe", "NFC"))
-
-
-def test_tokens_that_span_words_are_found():
-    settings = json.loads(train("wordpiece").serialized)
-    token = settings["added_tokens"][0] | {"content": "fox jumps", "special": False}
-    settings["added_tokens"].append(token | {"id": len(settings["model"]["vocab"])})
-    tokenizer = JsonTokenizer(json.dumps(settings))
-    (ids,) = tokenizer.encode_batch(["fox jumps"])
-    assert [tokenizer.pieces[index] for index in ids] == ["fox jumps"]
-
-
 def _pickled(tokenizer) -> bytes:
     return pickle.dumps(tokenizer)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
 def test_training_is_deterministic(algorithm):
     """Hash tables are seeded anew every time, so twice is a fair trial."""
     settings = {"lowercase": True, "strip_accents": True, "unicode_form": "NFKC"}
@@ -188,7 +170,7 @@ def test_three_separate_settings(algorithm, settings):
 
 
 @pytest.mark.parametrize("strip_accents", [False, True])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
 def test_scripts_survive_every_setting(algorithm, strip_accents):
     tokenizer = train(
         algorithm, lowercase=True, strip_accents=strip_accents, unicode_form="NFC"
@@ -218,7 +200,7 @@ def test_sentencepiece_rules_agree_with_plain_normalization():
     text = "".join(generator.permutation(letters)).replace("\u00a0", "").strip()
     for form in ("NFC", "NFD"):
         source = unicodedata.normalize(form, text)
-        expected = tokenizers._normalize(source, *settings)
+        expected = tokenizer_training._normalize(source, *settings)
         assert tokenizer.decode(tokenizer.encode_batch([source])[0]) == expected
 
 
@@ -247,19 +229,19 @@ def test_starts_word():
 
 def test_sample_is_even_bounded_and_deterministic():
     documents = [f"document {i} " + "x" * 50 for i in range(4_000)]
-    sample = tokenizers._sample(iter(documents), 60_000)
-    assert sample == tokenizers._sample(iter(documents), 60_000)
+    sample = tokenizer_training._sample(iter(documents), 60_000)
+    assert sample == tokenizer_training._sample(iter(documents), 60_000)
     assert 25_000 < sum(map(len, sample)) <= 60_000
     places = [int(passage.split()[1]) for passage in sample]
     assert places == sorted(places)
     assert 1700 < np.mean(places) < 2300
-    assert tokenizers._sample(documents, 10**9) == documents
+    assert tokenizer_training._sample(documents, 10**9) == documents
     (long,) = ["y" * 100_000]
-    assert 0 < len(tokenizers._sample([long], 60_000)) <= 3
+    assert 0 < len(tokenizer_training._sample([long], 60_000)) <= 3
 
 
 def test_too_little_text_gives_a_smaller_vocabulary_and_a_note(capsys):
-    for algorithm in ALGORITHMS:
+    for algorithm in tokenizer_training.ALGORITHMS:
         tokenizer = train(algorithm, [ENGLISH], vocab_size=5_000)
         assert 50 < tokenizer.vocab_size < 1_000
         assert f"gives {tokenizer.vocab_size} pieces" in capsys.readouterr().out

@@ -3,7 +3,7 @@
     python finetune.py --config=configs/finetune/python_docs.py
         --config.init_from=runs/bert_mini
 
-Twelve libraries, 250 docstrings each, their names masked (data/labelled.py). Guessing
+Twelve libraries, 250 docstrings each, their names masked (data/docstrings.py). Guessing
 has an accuracy of 1 / 12; logistic regression on TF-IDF of words had 71.4 % on the test
 split, trained on the 2,375 texts of train (C = 10; the texts change a little with the
 installed versions). No text is in two splits, but a file's texts may be, and most are.
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import configs
 from configs.finetune import topic
-from data.labelled import LIBRARIES
+from data.docstrings import LIBRARIES
 
 
 def get_config(arg: str = "") -> ConfigDict:
