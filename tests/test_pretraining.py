@@ -19,6 +19,7 @@ from errors import UserError
 from pretraining import PRETRAININGS, check_model, check_tokenizer, way_of
 from pretraining.causal_lm import CausalLmExamples
 from pretraining.corpus import load_or_train_tokenizer
+from pretraining.masked_words import make_masking
 from pretraining.next_sentence import cut_into_pairs, truncation
 
 ROOT = Path(__file__).parents[1]
@@ -322,6 +323,29 @@ def test_whole_words_share_one_fate(many_predictions):
     assert fates == {"mask", "same", "rest"}
     # What does not fit is skipped, so that the quota is nearly always filled.
     assert batch["weights"].sum(axis=1).mean() > 18.5
+
+
+def test_a_special_token_ends_a_word(tokenizer):
+    """And the rest of a cut word, at the beginning of a row, is one."""
+    objective = ConfigDict(BERT | {"whole_word": True, "max_predictions": 3})
+    masking = make_masking(objective, tokenizer)
+    row = np.array([CLS, X, A, UNK, Y, B, Z, SEP], np.int32)
+    batch = {
+        "tokens": np.tile(row, (300, 1)),
+        "segment_ids": np.ones((300, 8), np.int32),
+    }
+    for mask_rate, possible in (
+        (1 / 8, {(1,), (2,), (4,)}),
+        (2 / 8, {(1, 2), (1, 4), (2, 4), (5, 6)}),
+        (3 / 8, {(1, 2, 4), (1, 5, 6), (2, 5, 6), (4, 5, 6)}),
+    ):
+        masking.mask_rate = mask_rate
+        drawn = Draws(draws.starts_of(draws.VISITS, 0, rows=np.arange(300)))
+        found = masking.mask(batch, drawn)
+        count = round(8 * mask_rate)
+        assert (found["weights"].sum(axis=1) == count).all()
+        positions = found["predict_positions"][:, :count]
+        assert {tuple(one) for one in positions.tolist()} == possible
 
 
 # Next sentence
