@@ -41,7 +41,7 @@ from configs.finetune import squad, topic
 from data import labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
-from tasks import KINDS, encoding, predictions, splits
+from tasks import KINDS, answers, encoding, predictions, splits
 from tasks.encoding import Task
 
 
@@ -216,6 +216,21 @@ def test_words_of_byte_level_bpe_begin_with_a_space(tokenizer):
     tokens = examples.encoded[0].arrays["tokens"]
     assert byte_bpe.decode(tokens[1:-1]) == " the fox"
     assert encoding.word_prefix(tokenizer) == ""
+
+
+def test_contexts_that_questions_share_are_cleaned_once(tokenizer, monkeypatch):
+    cleaned, without_spaces = [], answers.without_spaces
+
+    def counted(text, offsets):
+        cleaned.append(text)
+        return without_spaces(text, offsets)
+
+    monkeypatch.setattr(answers, "without_spaces", counted)
+    row = {"question": "q", "answers": spans()}
+    texts = ["a b", "c", "a b", "a b"]
+    rows = records(*(row | {"context": text} for text in texts))
+    assert len(encode(rows, SPAN, tokenizer, "bert").encoded) == 4
+    assert cleaned == ["a b", "c"]
 
 
 def test_span(tokenizer):
