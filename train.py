@@ -67,6 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> Result:
       UserError: settings, data or a run folder that do not fit each other.
     """
     configs.check(config, workdir)
+    if (workdir / "data.json").exists():
+        draws.check_version(json.loads((workdir / "data.json").read_text()), workdir)
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         data = open_data(config, mesh)
@@ -282,15 +284,14 @@ def record_origin(workdir: Path, data: Data) -> None:
     the version of the order of examples.
 
     Raises:
-      UserError: the run was begun on other data (the differences are named), or in
-        another order.
+      UserError: the run was begun on other data; the differences are named.
     """
     target = workdir / "data.json"
     made_of = shards.read_key(data.folder) | {"draws_version": draws.VERSION}
     if target.exists():
-        before = json.loads(target.read_text())
-        draws.check_version(before, workdir)
-        shards.check_same_key(before, made_of, f"the run in {workdir} was")
+        shards.check_same_key(
+            json.loads(target.read_text()), made_of, f"the run in {workdir} was"
+        )
         return
     data.tokenizer.save(workdir)
     target.write_text(json.dumps(made_of, indent=2) + "\n")
