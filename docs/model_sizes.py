@@ -17,6 +17,7 @@ import models
 from configs import gpt2
 from models.transformer import logits
 from objectives.cross_entropy import weighted_cross_entropy
+from pretraining import PRETRAININGS
 
 ROOT = Path(__file__).parent.parent
 # Config -> label of the paper (and of the release), exact number of the released
@@ -84,9 +85,8 @@ def sizes(config: ConfigDict) -> dict[str, int]:
 
 def predictions(config: ConfigDict) -> int:
     """Positions of a row whose words are predicted."""
-    if config.objective.name == "masked_lm":
-        return config.objective.max_predictions
-    return config.data.sequence_length
+    way = PRETRAININGS[config.objective.name]
+    return way.predicted(config.objective, config.data.sequence_length)
 
 
 def forward_flops(config: ConfigDict) -> float:
@@ -107,7 +107,8 @@ def saved_bytes(config: ConfigDict, num_layers: int, rows: int) -> int:
     def saved(key: Any) -> Any:
         def loss(params: Any) -> jax.Array:
             out = model.apply(params, batch, key)
-            scores = logits(out[config.objective.name])
+            (words, *_) = PRETRAININGS[config.objective.name].outputs
+            scores = logits(out[words])
             return weighted_cross_entropy(scores, places, places + 1.0)[0]
 
         return jax.vjp(loss, model.init(key, batch))[1]
@@ -136,7 +137,7 @@ def size_row(config: ConfigDict) -> str:
 def run_row(config: ConfigDict) -> str:
     """Of the table of runs: training FLOPs counted here, by the source, as named."""
     tokens, rule, published = RUNS[config.name]
-    if config.objective.name == "masked_lm":
+    if "max_predictions" in config.objective:
         config.data.sequence_length, config.objective.max_predictions = 512, 80
     forward, count = forward_flops(config), sum(sizes(config).values())
     look_up = 2 * config.model.vocab_size * config.model.hidden_size

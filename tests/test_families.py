@@ -145,7 +145,7 @@ def test_flops_grow_with_everything(name):
 def test_next_sentence_needs_the_pooler():
     (rule,) = models.FAMILIES["bert"].rules
     model = {"next_sentence_head": True, "pooler": False}
-    assert "set model.pooler to True" in rule(ConfigDict({"model": model}))
+    assert "set model.pooler=True" in rule(ConfigDict({"model": model}))
     for change in ({"pooler": True}, {"next_sentence_head": False}):
         assert rule(ConfigDict({"model": model | change})) is None
     assert "next_sentence" not in models.outputs_of(tiny_fields("bert") | model)
