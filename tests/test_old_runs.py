@@ -19,7 +19,6 @@ import configs
 import finetune
 import predict
 import train
-from data import draws
 from errors import UserError
 from training import loop
 from training.checkpoints import load_params
@@ -120,9 +119,8 @@ def without(folder, *names):
 def test_runs_from_before_a_setting_open_and_resume(name, expected, monkeypatch):
     """The config of today resumes them; theirs is complete once they have resumed."""
     folder, today = Path(name), configs.read_config(Path(name))
-    made_of = json.loads((folder / "data.json").read_text())
-    made_of["draws_version"] = draws.VERSION
-    (folder / "data.json").write_text(json.dumps(made_of))
+    if name != "topic":
+        (folder / "data.json").unlink()  # refused for what it says; not the matter here
     configs.write_run_folder(folder, today)  # as the code of today writes it
     later = ["run.remat"] if name == "topic" else ["data.heldout_tokens", "run.remat"]
     without(folder, *later)
