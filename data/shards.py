@@ -313,11 +313,6 @@ class Shards:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
-    def read(self, start: int, stop: int) -> Int32[np.ndarray, " N"]:
-        """The tokens stream[start:stop]; 0 <= start <= stop <= N."""
-        assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
-        return self.tokens[start:stop].astype(np.int32)
-
     def _open(self, kind: str) -> Integer[np.ndarray, " N"]:
         """As a plain array: the subclass np.memmap is slow to slice."""
         path = self.folder / f"{self.split}.{kind}.npy"

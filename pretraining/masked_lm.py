@@ -39,7 +39,7 @@ class MaskedLmExamples:
         self.sequence_length = sequence_length
         self.cls = tokenizer.special_ids["cls"]
         self.pad = tokenizer.special_ids["pad"]
-        assert shards.read(0, 1)[0] == self.cls, "shards framed for another way"
+        assert shards.tokens[0] == self.cls, "shards framed for another way"
 
     def __len__(self) -> int:
         # No window for the last token alone: it is a [SEP], nothing to predict.

@@ -164,7 +164,7 @@ def test_causal_predicts_every_token_with_a_predecessor_once(
 ):
     stream = shards_of(random_documents(40, 12), shards.Framing(None, SEP, False))
     examples = CausalLmExamples(stream, sequence_length)
-    whole = stream.read(0, stream.num_tokens)
+    whole = stream.tokens.astype(np.int32)
     predicted = np.zeros(stream.num_tokens, int)
     for index in range(len(examples)):
         example = one(examples, index)
@@ -202,7 +202,7 @@ def test_masked_windows(shards_of, tokenizer, masked_framing):
 
 def test_masked_windows_cover_the_stream(shards_of, tokenizer, masked_framing):
     stream = shards_of(random_documents(40, 30), masked_framing)
-    whole = stream.read(0, stream.num_tokens)
+    whole = stream.tokens.astype(np.int32)
     document = np.searchsorted(stream.documents, np.arange(len(whole)), side="right")
     examples = masked_examples(stream, tokenizer, 16)
     for index in range(len(examples)):
