@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -324,7 +325,11 @@ def report(config: ConfigDict, result: Result, line: Line) -> None:
     )
     evaluations = runs.evaluations_of(workdir)
     if evaluations:
-        best, last = min(evaluations, key=lambda row: row["eval/loss"]), evaluations[-1]
+        # NaN is not less than anything, nor is anything less than NaN.
+        best = min(
+            evaluations, key=lambda row: np.nan_to_num(row["eval/loss"], nan=np.inf)
+        )
+        last = evaluations[-1]
         print(
             f"held-out loss: last {last['eval/loss']:.4f} (step {last['step']}), best "
             f"{best['eval/loss']:.4f} (step {best['step']}); {line.name} "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 import train
 from errors import UserError
+from pretraining.record import Line
 from training import costs, loop, parallel, runs
 from training.checkpoints import Checkpoints, load_params
 from training.metrics import read_metrics
@@ -428,3 +430,13 @@ def test_model_flops_utilisation_by_hand(monkeypatch):
         "useful_tokens_per_second": 15.0,
         "mfu": 0.5,  # 5 steps of 2e5 on 2e6
     }
+
+
+def test_an_evaluation_that_is_no_number_is_not_reported_as_the_best(tmp_path, capsys):
+    losses = {2: float("nan"), 4: 3.0, 6: 5.0}
+    lines = [json.dumps({"step": at, "eval/loss": x}) for at, x in losses.items()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    config = importlib.import_module("configs.bert_mini").get_config("tiny")
+    train.report(config, runs.Result(tmp_path, 6, {}, None), Line("a line", 4.0))
+    said = capsys.readouterr().out
+    assert "last 5.0000 (step 6), best 3.0000 (step 4); a line 4.000" in said
