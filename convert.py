@@ -75,6 +75,7 @@ def import_model(source: str, workdir: Path) -> None:
     Raises:
       UserError: names what is missing, too much, misshapen or not supported.
     """
+    errors.check_folder(workdir, "--workdir")
     if workdir.exists() and any(workdir.iterdir()):
         raise UserError(
             f"--workdir={workdir} is not empty: name a new folder, or delete it"
@@ -298,6 +299,7 @@ def export_model(workdir: Path, target: Path) -> None:
     Raises:
       UserError: transformers has no such model, or the folder is not empty.
     """
+    errors.check_folder(target, "--target")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"--target={target} is not empty: name a new folder")
     config = configs.read_config(workdir)
