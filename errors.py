@@ -37,8 +37,8 @@ class UserError(Exception):
 def run(main: Callable[[list[str]], int]) -> None:
     """Runs an entry point and exits: 0 done, 2 the user's input, 130 Ctrl-C.
 
-    So does what the system refuses (`system_fault`), with 2. Anything else is our fault:
-    a traceback and status 1.
+    2 is also what a full disk and a path that the system refuses end in. Anything else
+    is our fault: a traceback and status 1.
     """
     try:
         status = main(sys.argv)

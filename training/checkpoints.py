@@ -257,10 +257,26 @@ def _damage_named(path: Path) -> Iterator[None]:
         is_memory = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
         if is_memory or errors.system_fault(error, []):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        _ignore_late_reads()
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise DamagedCheckpoint(
             f"the checkpoint {path.parent} is damaged ({reason})"
         ) from error
+
+
+def _ignore_late_reads() -> None:
+    """Without it each array that is still being read when another one fails prints a
+    traceback, since orbax has closed the event loop that it would report to."""
+    told = sys.unraisablehook
+
+    def tell(late: Any) -> None:
+        if str(late.exc_value) != "Event loop is closed":
+            told(late)
+
+    sys.unraisablehook = tell
 
 
 def has_checkpoint(run_folder: Path) -> bool:
