@@ -169,13 +169,24 @@ def find_folder(source: str) -> Path:
             )
             if any(folder.glob(weights)):
                 break
-    except Exception as error:  # of the hub's names, of the network, of the disk
+    except (*hub_errors(), OSError) as error:  # the network's are OSErrors, too
+        if errors.system_fault(error, []):  # of its cache
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--source={source} is no folder here, and the hub gives no model of that "
             f"name: {reason}. Check the name and the network, or bring the folder"
         ) from error
     return folder
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises: its own errors, and its HTTP library's, which is
+    another one in each of its versions."""
+    from huggingface_hub import errors as hub
+
+    named = (each for each in vars(hub).values() if isinstance(each, type))
+    return tuple(each for each in named if issubclass(each, Exception))
 
 
 def read_source(folder: Path) -> Source:
@@ -226,12 +237,14 @@ def take(
             if place.third is not None:
                 array = np.split(array, 3, axis=-1)[place.third]
             params[path] = np.ascontiguousarray(array, np.float32)
-    wrong += [f"{name} has no place here" for name in sorted(weights.keys() - used)]
-    if wrong:
+    extra = sorted(weights.keys() - used)
+    if wrong or extra:
         wrong = list(dict.fromkeys(wrong))  # three parts of one weight say it once
+        shown = [*wrong[:3], *(f"{name} has no place here" for name in extra[:3])]
         raise UserError(
             f"the weights of {source} are not those of {given.architecture.name} as "
-            f"its config describes it: {'; '.join(wrong[:5])} ({len(wrong)} in all)"
+            f"its config describes it: {'; '.join(shown)} ({len(wrong) + len(extra)} "
+            "in all)"
         )
     return params, tuple(left)
 

@@ -12,7 +12,7 @@ import numpy as np
 from data import tokenizers
 from errors import UserError
 from formats.names import ARCHITECTURES, FORMATS, IF_ABSENT, normal_name
-from formats.source import Source, Weight, read_json
+from formats.source import Source, Weight, read_object
 from formats.transformers import model_fields
 
 # Names of google-research/bert -> those of transformers, applied in turn.
@@ -45,7 +45,7 @@ def read_google(folder: Path) -> Source:
     path = folder / "bert_config.json"
     return Source(
         next(a for a in ARCHITECTURES if a.name == name),
-        model_fields(path, IF_ABSENT | read_json(path), FORMATS["bert"]),
+        model_fields(path, IF_ABSENT | read_object(path), FORMATS["bert"]),
         (),
         0.1,  # run_classifier.py
         weights,

@@ -203,6 +203,14 @@ IF_ABSENT = {
     "activation_function": "gelu_new",
     "n_inner": None,
 }
+# What a config.json may say of a checkpoint, beside the model's settings.
+TYPES = {
+    "model_type": (str, "a text"),
+    "architectures": (list, "a list of names"),
+    "id2label": (dict, "an object of names by number"),
+}
+# What training puts around a model, and its names before all others when it is saved.
+WRAPPERS = ("_orig_mod.", "module.")  # torch.compile, DistributedDataParallel
 # Masks and counters that older versions saved with the weights.
 BUFFERS = r"embeddings\.(position|token_type)_ids|h\.\d+\.attn\.(bias|masked_bias)"
 

@@ -4,6 +4,7 @@ All arrays lie end to end in ten .npy files; params_shapes.json has their shapes
 positions first, then the words, then the layers.
 """
 
+import operator
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from errors import UserError
 from formats.names import ARCHITECTURES
 from formats.source import Source, Weight, read_json
 
+HEAD_DIM = 64
 # The arrays of a layer in the order in which OpenAI's code makes them.
 OPENAI_LAYER = (
     "attn.c_attn.weight",
@@ -38,7 +40,13 @@ def read_openai(folder: Path) -> Source:
     Raises:
       UserError: missing or damaged files, or a number of arrays that is no GPT-1's.
     """
-    shapes = [tuple(shape) for shape in read_json(folder / "params_shapes.json")]
+    found = read_json(folder / "params_shapes.json")
+    try:
+        shapes = [tuple(map(operator.index, shape)) for shape in found]
+    except TypeError as error:
+        raise UserError(
+            f"{folder}/params_shapes.json is no list of shapes: {error}"
+        ) from error
     layers, rest = divmod(len(shapes) - 2, len(OPENAI_LAYER))
     if rest:
         raise UserError(
@@ -64,11 +72,16 @@ def read_openai(folder: Path) -> Source:
         bare = shape[-2:]  # less the kernels' leading 1
         weights[name] = Weight(bare, partial(np.reshape, array, bare))
     max_positions, hidden_size = shapes[0]
+    if hidden_size % HEAD_DIM or not hidden_size:
+        raise UserError(
+            f"{folder}/params_shapes.json has the width {hidden_size}, which is not "
+            f"divisible by heads of {HEAD_DIM}"
+        )
     fields = gpt1.get_config().model.to_dict() | {
         "vocab_size": shapes[1][0],
         "max_positions": max_positions,
         "num_layers": layers,
-        "num_heads": hidden_size // 64,
+        "num_heads": hidden_size // HEAD_DIM,
         "hidden_size": hidden_size,
         "ffn_size": 4 * hidden_size,
     }

@@ -12,6 +12,7 @@ import tokenizers as tokenizers_library
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+import models
 from data import tokenizers
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import UserError
@@ -20,6 +21,8 @@ from formats.names import (
     BARE,
     FORMATS,
     IF_ABSENT,
+    TYPES,
+    WRAPPERS,
     Architecture,
     Flat,
     Format,
@@ -27,12 +30,15 @@ from formats.names import (
     normal_name,
     rows_of,
 )
-from formats.source import Source, Weight, read_json
+from formats.source import Source, Weight, read_object
+from settings import Setting
+
+HEAD_DROPOUT = Setting("classifier_dropout", float, "Of a task's head.", ">=0 <1")
 
 
 def read_transformers(folder: Path) -> Source:
     """A folder of `save_pretrained`."""
-    config = IF_ABSENT | read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     model_type = config["model_type"]
     if model_type not in FORMATS:
         raise UserError(
@@ -41,21 +47,52 @@ def read_transformers(folder: Path) -> Source:
         )
     form = FORMATS[model_type]
     architecture = find_architecture(folder, config)
-    weights = read_weights(folder)
+    weights = unwrapped(read_weights(folder))
     named = {normal_name(name, form): weight for name, weight in weights.items()}
     if len(named) < len(weights):
         raise UserError(f"{folder} has weights that differ in '{form.prefix}' only")
     fields = model_fields(folder / "config.json", config, form)
-    labels, dropout = config["id2label"] or {}, config["classifier_dropout"]
+    dropout = config["classifier_dropout"]
     return Source(
         architecture,
         fields,
-        tuple(labels[key] for key in sorted(labels, key=int)),
+        label_names(folder / "config.json", config["id2label"] or {}),
         fields["residual_dropout"] if dropout is None else dropout,
         named,
         (),
         read_tokenizer(folder),
     )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, with what it need not say.
+
+    Raises:
+      UserError: it is damaged, or says something in a type that it cannot have.
+    """
+    config = IF_ABSENT | read_object(path)
+    for key, (kind, words) in TYPES.items():
+        value = config[key]
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{path} has {key}={value!r}: it must be {words}")
+    dropout = config[HEAD_DROPOUT.name]
+    if dropout is not None and not HEAD_DROPOUT.allows(dropout):
+        raise UserError(
+            f"{path} has {HEAD_DROPOUT.name}={dropout!r}: it must be "
+            f"{HEAD_DROPOUT.wanted()}"
+        )
+    return config
+
+
+def label_names(path: Path, labels: dict[str, Any]) -> tuple[str, ...]:
+    """The names of `id2label` by number, which counts from 0."""
+    names = tuple(labels.get(str(number)) for number in range(len(labels)))
+    if not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        raise UserError(
+            f"{path} has id2label={labels!r}: it must have a name of its own for each "
+            'number from "0" on'
+        )
+    return names
 
 
 def find_architecture(folder: Path, config: dict[str, Any]) -> Architecture:
@@ -89,12 +126,19 @@ def model_fields(path: Path, config: dict[str, Any], form: Format) -> dict[str, 
     needed = {*form.settings.values(), key}
     if missing := sorted(needed - config.keys()):
         raise UserError(f"{path} does not say {', '.join(missing)}")
-    if config[key] not in activations:
+    if config[key] not in [*activations]:
         raise UserError(
             f"{path} has {key}={config[key]!r}; supported are {', '.join(activations)}"
         )
     fields = form.config().model.to_dict() | form.fields
-    fields |= {here: config[there] for here, there in form.settings.items()}
+    rows = {row.name: row for row in models.family_of(fields).settings}
+    for here, there in form.settings.items():
+        row, value = rows[f"model.{here}"], config[there]
+        if there == "n_inner" and value is None:
+            value = 4 * fields["hidden_size"]
+        if not row.allows(value):
+            raise UserError(f"{path} has {there}={value!r}: it must be {row.wanted()}")
+        fields[here] = value
     fields["activation"] = activations[config[key]]
     if fields["hidden_size"] % fields["num_heads"]:
         raise UserError(
@@ -102,9 +146,17 @@ def model_fields(path: Path, config: dict[str, Any], form: Format) -> dict[str, 
             f"{fields['num_heads']} heads"
         )
     fields["head_dim"] = fields["hidden_size"] // fields["num_heads"]
-    if form.settings.get("ffn_size", "n_inner") == "n_inner":
-        fields["ffn_size"] = config["n_inner"] or 4 * fields["hidden_size"]
+    if "ffn_size" not in form.settings:
+        fields["ffn_size"] = 4 * fields["hidden_size"]
     return fields
+
+
+def unwrapped(weights: dict[str, Weight]) -> dict[str, Weight]:
+    """The weights without a wrapper's name, where all begin with it."""
+    for wrapper in WRAPPERS * 2:  # in either order
+        if all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): w for name, w in weights.items()}
+    return weights
 
 
 def read_weights(folder: Path) -> dict[str, Weight]:
@@ -121,8 +173,15 @@ def read_weights(folder: Path) -> dict[str, Weight]:
         if not index.is_file():
             continue
         weights: dict[str, Weight] = {}
-        places = read_json(index)["weight_map"]
-        for file in sorted({*places.values()}):
+        places = read_object(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{index} has no weight_map: download it again")
+        for file in sorted({*map(str, places.values())}):
+            if Path(file).name != file:
+                raise UserError(
+                    f"{index} names {file}, which is not a file beside it: such an "
+                    "index is not read"
+                )
             weights |= read(folder / file)
         if lacking := sorted(places.keys() - weights.keys()):
             raise UserError(f"{index} names {lacking[0]}, which its file does not have")
@@ -201,7 +260,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     rules = folder / "tokenizer_config.json"
     if not rules.exists() or not isinstance(tokenizer, JsonTokenizer):
         return tokenizer
-    given, settings = read_json(rules), json.loads(tokenizer.serialized)
+    given, settings = read_object(rules), json.loads(tokenizer.serialized)
     before = settings["normalizer"]
     if not before or before["type"] != "BertNormalizer" or "do_lower_case" not in given:
         return tokenizer

@@ -3,6 +3,7 @@
 The golden files are made by tests/golden/make.py.
 """
 
+import errno
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub import errors as hub_errors
 from safetensors import flax
 from safetensors.numpy import load_file, save_file
 
@@ -463,6 +465,11 @@ WORDS = "bert.embeddings.word_embeddings.weight"
             lambda w: w.pop("bert.pooler.dense.bias"),
             "pooler.dense.bias is",
         ),
+        (
+            "bert_erf",
+            lambda w: [w.update({f"other.{n}": w.pop(n)}) for n in [*w]],
+            r"is missing;.*is missing; other\.\S+ has no place here.* in all",
+        ),
         ("bert_span", lambda w: w.pop("qa_outputs.weight"), "qa_outputs.weight is"),
         (
             "bert_tagging",
@@ -492,6 +499,22 @@ def test_weights_that_do_not_fit(case, change, message, tmp_path):
         ({"hidden_act": "silu"}, "hidden_act='silu'; supported are gelu"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder=True"),
+        (
+            {"num_attention_heads": 0},
+            r"config\.json has num_attention_heads=0: it must",
+        ),
+        ({"hidden_size": None}, "hidden_size=None: it must be a whole number, at"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers='two': it must be"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5: .*less than 1"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act=\['gelu'\]; supported are gelu"),
+        ({"model_type": ["bert"]}, r"model_type=\['bert'\]: it must be a text"),
+        ({"architectures": "Bert"}, "architectures='Bert': it must be a list"),
+        ({"classifier_dropout": "no"}, "classifier_dropout='no': it must be a number"),
+        ({"id2label": ["a"]}, r"id2label=\['a'\]: it must be an object"),
+        ({"id2label": {"a": "b"}}, "id2label=.*a name of its own for each number"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label=.*for each number"),
+        ({"id2label": {"0": "a", "1": None}}, "id2label=.*for each number"),
+        ({"id2label": {"0": "a", "1": "a"}}, "id2label=.*a name of its own"),
         ({"num_attention_heads": 5}, "12 is not divisible by 5 heads"),
         ({"num_hidden_layers": 3}, "encoder.layer.2.*is missing"),
         ({"num_hidden_layers": 1}, "encoder.layer.1.*has no place here"),
@@ -556,29 +579,73 @@ def test_damaged_files(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="PyTorch, which is not installed"):
         attempt()
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        attempt()
+    for content, message in (("{", "is not JSON"), ("[1]", "a list, not a JSON obj")):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(UserError, match=rf"config\.json .*{message}"):
+            attempt()
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="holds no checkpoint that is known"):
         attempt()
 
 
-def test_folders_that_are_not_there_or_not_empty(imported, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "holds a list"),
+        ({}, "has no weight_map"),
+        ({"weight_map": ["a"]}, "has no weight_map"),
+        (
+            {"weight_map": {"a": "../x.safetensors"}},
+            r"names \.\./x\.safetensors, which",
+        ),
+        ({"weight_map": {"a": "/x.safetensors"}}, "not a file beside it"),
+        ({"weight_map": {"a": "x.safetensors"}}, "x.safetensors is missing; the index"),
+    ],
+)
+def test_indexes_that_are_refused(index, message, tmp_path):
+    folder = Path(edited("gpt2", tmp_path / "there"))
+    (folder / "model.safetensors").rename(tmp_path / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        convert.import_model(str(folder), tmp_path / "run")
+
+
+def test_folders_that_are_not_there_or_not_empty(imported, tmp_path):
     with pytest.raises(UserError, match="neither a folder nor a hub name"):
         convert.import_model("./no/such/folder", tmp_path / "run")
 
-    def offline(*_, **__):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(UserError, match=r"no folder here, and the hub.*no network"):
-        convert.import_model("google-bert/bert-base-uncased", tmp_path / "run")
     run = imported("bert_span")
     with pytest.raises(UserError, match="is not empty"):
         convert.import_model(str(GOLDEN / "bert_span"), run)
     with pytest.raises(UserError, match="is not empty"):
         convert.export_model(run, run)
+
+
+def test_what_the_hub_raises_is_the_users(tmp_path, monkeypatch):
+    """Of the real library, without a network; and nothing else is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for source, reason in (
+        ("google-bert/bert-base-uncased", "Cannot find .* cached snapshot"),
+        ("a--b/c", "Cannot have --"),
+    ):
+        with pytest.raises(UserError, match=f"no folder here, and the hub.*{reason}"):
+            convert.find_folder(source)
+
+    def download(error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        convert.find_folder("a/b")
+
+    for error in (ConnectionError("no net"), hub_errors.HTTPError("no net")):
+        with pytest.raises(UserError, match="gives no model of that name: no net"):
+            download(error)
+    refused = PermissionError(errno.EACCES, "denied", str(tmp_path))  # of its cache
+    for error in (refused, ZeroDivisionError(), AttributeError("a fault of ours")):
+        with pytest.raises(type(error)):
+            download(error)
 
 
 # Other ways to keep the same weights
@@ -591,6 +658,15 @@ def same_run(folder, case, imported, tmp_path):
     assert expected.keys() == found.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(array, found[path], err_msg=path)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_of_a_wrapped_model(wrapper, imported, tmp_path):
+    def wrap(weights):
+        for name in [*weights]:
+            weights[wrapper + name] = weights.pop(name)
+
+    same_run(edited("gpt2", tmp_path / "there", wrap), "gpt2", imported, tmp_path)
 
 
 def test_old_names_buffers_and_second_names(imported, tmp_path, capsys):
