@@ -36,6 +36,7 @@ class Masking:
         self.mask_rate = mask_rate
         self.mask_token_rate = mask_token_rate
         self.random_token_rate = random_token_rate
+        self.kept_rate = 1 - mask_token_rate - random_token_rate
         self.max_predictions = max_predictions
         self.whole_word = whole_word
         self.mask_id = tokenizer.special_ids["mask"]
@@ -70,8 +71,7 @@ class Masking:
         is_chosen = _choose_words(sizes, quota, draws)
         predicted = np.take_along_axis(is_chosen, words, axis=1) & is_candidate
         rows, positions = np.nonzero(predicted)
-        counts = predicted.sum(axis=1)
-        slots = ranges(np.zeros_like(counts), counts)
+        slots = slots_of(predicted)
         targets = tokens[rows, positions]
         # One draw for a word, whatever its number of pieces.
         fates = draws.uniform(tokens.shape[1])[rows, words[rows, positions]]
@@ -85,16 +85,8 @@ class Masking:
                 fates < self.mask_token_rate + self.random_token_rate, random, targets
             ),
         )
-        predictions = {
-            "predict_positions": (positions, np.int32),
-            "targets": (targets, np.int32),
-            "weights": (1, np.float32),
-        }
-        masked = batch | {"tokens": corrupted}
-        for name, (values, dtype) in predictions.items():
-            masked[name] = np.zeros((len(tokens), self.max_predictions), dtype)
-            masked[name][rows, slots] = values
-        return masked
+        shown = predictions(predicted, tokens, self.max_predictions)
+        return batch | {"tokens": corrupted} | shown
 
     def _words(
         self,
@@ -116,6 +108,33 @@ class Masking:
         np.maximum(words, 0, out=words)  # before the first candidate
         flat = (words + length * np.arange(rows)[:, None])[is_candidate]
         return words, np.bincount(flat, minlength=rows * length).reshape(rows, length)
+
+
+def predictions(
+    is_predicted: Bool[np.ndarray, "B T"], tokens: Int32[np.ndarray, "B T"], room: int
+) -> Batch:
+    """What is predicted in rows of tokens, in order.
+
+    Returns:
+        "predict_positions", "targets" and "weights" [B, room].
+    """
+    rows, positions = np.nonzero(is_predicted)
+    values = {
+        "predict_positions": (positions, np.int32),
+        "targets": (tokens[rows, positions], np.int32),
+        "weights": (1, np.float32),
+    }
+    found = {}
+    for name, (value, dtype) in values.items():
+        found[name] = np.zeros((len(tokens), room), dtype)
+        found[name][rows, slots_of(is_predicted)] = value
+    return found
+
+
+def slots_of(is_predicted: Bool[np.ndarray, "B T"]) -> Int64[np.ndarray, " N"]:
+    """The place of each prediction among those of its row."""
+    counts = is_predicted.sum(axis=1)
+    return ranges(np.zeros_like(counts), counts)
 
 
 def _choose_words(

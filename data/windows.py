@@ -20,7 +20,6 @@ from jaxtyping import Float32, Int32, Int64, Integer, Shaped
 
 from data import draws
 from data.draws import Draws
-from data.shards import Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
 
@@ -53,6 +52,20 @@ class Visits:
 
 
 @runtime_checkable  # what tests check
+class Text(Protocol):
+    """A stream of documents, as `Shards` has it."""
+
+    split: str
+
+    @property
+    def tokens(self) -> Integer[np.ndarray, " N"]: ...
+    @property
+    def documents(self) -> Int64[np.ndarray, " D_plus_1"]: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+
+@runtime_checkable
 class Examples(Protocol):
     """The examples of a split, by index from 0 on."""
 
@@ -201,7 +214,7 @@ def _decoded(
 
 
 def read(
-    shards: Shards,
+    text: Text,
     starts: Int64[np.ndarray, " B"],
     stops: Int64[np.ndarray, " B"],
     length: int,
@@ -217,12 +230,12 @@ def read(
     columns = np.arange(length)
     is_real = columns < (stops - starts)[:, None]
     places = np.where(is_real, starts[:, None] + columns, 0)
-    tokens = np.where(is_real, shards.tokens[places], 0).astype(np.int32)
-    first = np.searchsorted(shards.documents, starts, side="right")
-    counts = np.searchsorted(shards.documents, stops) - first
+    tokens = np.where(is_real, text.tokens[places], 0).astype(np.int32)
+    first = np.searchsorted(text.documents, starts, side="right")
+    counts = np.searchsorted(text.documents, stops) - first
     rows = np.repeat(np.arange(len(starts)), counts)
     begins = np.zeros((len(starts), length), np.int32)
-    inside = shards.documents[ranges(first, counts)] - starts[rows]
+    inside = text.documents[ranges(first, counts)] - starts[rows]
     begins[rows, inside] = inside
     segment_ids = 1 + np.cumsum(begins > 0, axis=1, dtype=np.int32)
     positions = columns.astype(np.int32) - np.maximum.accumulate(begins, axis=1)
@@ -249,11 +262,11 @@ def ranges(
     return np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
 
 
-def check_text(shards: Shards) -> None:
+def check_text(text: Text) -> None:
     """UserError where a split is too short for a token to follow another."""
-    if shards.num_tokens < 2:
+    if text.num_tokens < 2:
         raise UserError(
-            f"the {shards.split} split holds {shards.num_tokens} token(s): nothing to "
+            f"the {text.split} split holds {text.num_tokens} token(s): nothing to "
             "predict. Add text to data.corpus."
         )
 
