@@ -46,7 +46,7 @@ from training.optimizers import (
     parameter_sizes,
     parse_groups,
 )
-from training.runs import Feed, Job, Plan, Programs, Result
+from training.runs import Evaluation, Feed, Job, Plan, Programs, Result
 from training.step import LossTerms, Term
 
 
@@ -358,10 +358,9 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         seed=config.seed,
         plan=plan,
         train=train,
-        held_out=tuning.feed("eval"),
+        held_out={"eval": Evaluation(tuning.feed("eval"), evaluate)},
         total_steps=total_steps,
         eval_every_steps=max(1, round(optim.eval_every_epochs * steps_per_epoch)),
-        evaluate=evaluate,
         measure=lambda programs, params, stop: measure(
             tuning, "eval", mesh, programs, params, stop
         )[0],
@@ -491,7 +490,7 @@ def measure(
         if stop.received:
             return None, []
         placed = feed.placed(batch, mesh, programs.micro_batches)
-        term, scores = programs.eval_step(params, placed)
+        term, scores = programs.eval_steps[split](params, placed)
         terms.append(term)
         found |= dict(kind.found(batch, np.asarray(scores)[: len(batch["tokens"])]))
     predicted = predictions.predict(kind, examples, records, found, task)
@@ -519,7 +518,8 @@ def write_results(
     for split in tuning.splits.records:
         if split == "train":
             continue
-        programs = runs.compile_evaluation(job, tuning.feed(split))
+        asked = Evaluation(tuning.feed(split), job.held_out["eval"].evaluate)
+        programs = runs.compile_evaluations(job, {split: asked})
         values, predicted = measure(
             tuning, split, job.plan.mesh, programs, params, stop
         )
@@ -598,8 +598,7 @@ def report(tuning: Tuning, job: Job, result: Result) -> None:
         draw_curves(
             read_metrics(result.folder / "metrics.jsonl"),
             result.folder / "curves.png",
-            line_to_beat=floor(tuning),
-            line_name="without reading the text",
+            [("without reading the text", "loss", floor(tuning))],
         )
     if result.signal is not None:
         print(runs.stopped(result))

@@ -25,7 +25,7 @@ from data.workers import cores, process_workers
 from errors import UserError
 from pretraining import way_of
 from pretraining.corpus import prepare
-from pretraining.record import Line
+from pretraining.record import HeldOut, Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
 from training.metrics import draw_curves, read_metrics
@@ -35,7 +35,10 @@ from training.optimizers import (
     parameter_sizes,
     parse_groups,
 )
-from training.runs import Feed, Job, Programs, Result
+from training.runs import Evaluation, Feed, Job, Programs, Result
+
+# Of the first line to beat; whoever stays above it has learnt frequencies alone.
+FREQUENCIES_SHARE = 0.98
 
 
 def main(argv: list[str]) -> int:
@@ -74,20 +77,21 @@ def train(config: ConfigDict, workdir: Path) -> Result:
         mesh = make_mesh(config)
         data = open_data(config, mesh)
         job = make_job(config, data, mesh)
-        line = way_of(config.objective.name).line(data.train, data.tokenizer)
         with one_writer(workdir), loop.StopSignal() as stop:
+            lines: tuple[Line, ...] = ()
             if parallel.is_first():
                 configs.write_run_folder(workdir, config)
                 record_origin(workdir, data)
                 runs.record(workdir, job.plan, config.optim.learning_rate)
+                lines = lines_to_beat(config, data, workdir)
             result = runs.execute(
                 job,
                 workdir,
                 stop,
-                lambda first: describe(config, job, data, first, line),
+                lambda first: describe(config, job, data, first, lines),
             )
             if parallel.is_first():
-                report(config, result, line)
+                report(config, result, lines)
     return result
 
 
@@ -114,14 +118,14 @@ def show_batch(config: ConfigDict) -> str:
 
 class Data(NamedTuple):
     """The corpus of a config as tokens in a folder, and its training and held-out
-    batches, of each the rows that this process makes."""
+    batches, of each the rows that this process makes; see `heldout_batches`."""
 
     tokenizer: Tokenizer
     folder: Path
     train: Shards
     heldout: Shards
     batches: Any
-    heldout_batches: Any
+    heldout_batches: dict[str, Any]
 
 
 def open_data(config: ConfigDict, mesh: Mesh) -> Data:
@@ -160,14 +164,47 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
             host_index=index,
             host_count=count,
         ),
-        windows.evaluation_batches(
+        heldout_batches(config, tokenizer, heldout, index, count),
+    )
+
+
+def heldout_batches(
+    config: ConfigDict, tokenizer: Tokenizer, heldout: Shards, index: int, count: int
+) -> dict[str, Any]:
+    """A host's rows of the held-out text: those that the loss is of, and those of each
+    measure of the way to pre-train, by its name."""
+    settings, way = config.data, way_of(config.objective.name)
+    length = settings.sequence_length
+    asked = {"loss": way.examples(config.objective, tokenizer, length)}
+    for name, measure in way.measures.items():
+        asked[name] = measure.examples(tokenizer, length)
+    return {
+        name: windows.evaluation_batches(
             examples_of(heldout),
             batch_size=settings.batch_size,
-            most=-(-settings.heldout_tokens // settings.sequence_length),
+            most=-(-settings.heldout_tokens // length),
             host_index=index,
             host_count=count,
-        ),
+        )
+        for name, examples_of in asked.items()
+    }
+
+
+def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, ...]:
+    """What models that only count come to on the held-out text; kept with the run."""
+    target = workdir / "lines.json"
+    if target.exists():
+        return tuple(Line(**line) for line in json.loads(target.read_text()))
+    measured = heldout_batches(config, data.tokenizer, data.heldout, 0, 1)
+    lines = way_of(config.objective.name).lines(
+        config.objective,
+        data.tokenizer,
+        data.train,
+        HeldOut(data.heldout, measured.pop("loss"), measured),
     )
+    shown = [line._asdict() for line in lines]
+    target.write_text(json.dumps(shown, indent=2) + "\n")
+    return lines
 
 
 # Model + objective -> steps.
@@ -214,7 +251,16 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         length,
         way.predicted(config.objective, length),
     )
-    held_out = Feed(data.heldout_batches, settings.batch_size, is_whole=False)
+
+    def evaluation(name: str, terms: Any) -> Evaluation:
+        feed = Feed(data.heldout_batches[name], settings.batch_size, is_whole=False)
+        return Evaluation(feed, lambda params, part: (terms(params, part, None), ()))
+
+    held_out = {"loss": evaluation("loss", plan.loss_terms)}
+    for name, measured in way.measures.items():
+        terms = measured.loss_terms(model, run.logit_chunks)
+        terms = parallel.gathering(terms, plan.state.params, mesh)
+        held_out[name] = evaluation(name, terms)
     return Job(
         run=run,
         seed=config.seed,
@@ -223,7 +269,6 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         held_out=held_out,
         total_steps=optim.total_steps,
         eval_every_steps=optim.eval_every_steps,
-        evaluate=lambda params, part: (plan.loss_terms(params, part, None), ()),
         measure=lambda programs, params, stop: measure(
             config, data, held_out, mesh, programs, params, stop
         ),
@@ -258,22 +303,24 @@ def fresh_params(
 def measure(
     config: ConfigDict,
     data: Data,
-    held_out: Feed,
+    held_out: dict[str, Evaluation],
     mesh: Mesh,
     programs: Programs,
     params: Any,
     stop: loop.StopSignal,
 ) -> dict[str, float] | None:
     """The held-out examples once; None when told to stop."""
-    terms = []
-    for batch in held_out.batches:
-        if stop.received:
-            return None
-        placed = held_out.placed(batch, mesh, programs.micro_batches)
-        terms.append(programs.eval_step(params, placed)[0])
-    totals = loop.sum_terms(terms)
-    means = step.term_means(totals)
-    values = {name: float(value) for name, value in means.items()}
+    values: dict[str, float] = {}
+    for name, one in held_out.items():
+        terms = []
+        for batch in one.feed.batches:
+            if stop.received:
+                return None
+            placed = one.feed.placed(batch, mesh, programs.micro_batches)
+            terms.append(programs.eval_steps[name](params, placed)[0])
+        means = step.term_means(loop.sum_terms(terms))
+        found = {name: float(value) for name, value in means.items()}
+        values = found | values  # the loss is that of the first
     return values | way_of(config.objective.name).evaluation(values, data.heldout)
 
 
@@ -298,31 +345,30 @@ def record_origin(workdir: Path, data: Data) -> None:
     target.write_text(json.dumps(made_of, indent=2) + "\n")
 
 
-def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:
-    """Prints what is about to be trained, on what, and the line to beat."""
+def describe(
+    config: ConfigDict, job: Job, data: Data, first: int, lines: tuple[Line, ...]
+) -> None:
+    """Prints what is about to be trained, on what, and the lines to beat."""
     count = models.count(job.plan.state.params, config.model)
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
+    shown = (f"\n  {line.metric} {line.value:.3f}: {line.name}" for line in lines)
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
         f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
-        f"line to beat: {line.name} {line.loss:.3f} nats; {job.told(first)}",
+        f"lines to beat, by counting alone, on the held-out text:{''.join(shown)}\n"
+        f"{job.told(first)}",
         flush=True,
     )
 
 
-def report(config: ConfigDict, result: Result, line: Line) -> None:
+def report(config: ConfigDict, result: Result, lines: tuple[Line, ...]) -> None:
     """Draws the curves, prints best and last values and where everything is."""
     workdir = result.folder
-    draw_curves(
-        read_metrics(workdir / "metrics.jsonl"),
-        workdir / "curves.png",
-        line_to_beat=line.loss,
-        line_name=line.name,
-    )
+    draw_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png", lines)
     evaluations = runs.evaluations_of(workdir)
     if evaluations:
         # NaN is not less than anything, nor is anything less than NaN.
@@ -332,13 +378,30 @@ def report(config: ConfigDict, result: Result, line: Line) -> None:
         last = evaluations[-1]
         print(
             f"held-out loss: last {last['eval/loss']:.4f} (step {last['step']}), best "
-            f"{best['eval/loss']:.4f} (step {best['step']}); {line.name} "
-            f"{line.loss:.3f}"
+            f"{best['eval/loss']:.4f} (step {best['step']})"
         )
+        # An evaluation of an older version may lack a measure.
+        lines = tuple(line for line in lines if f"eval/{line.metric}" in last)
+        for line in lines:
+            found = last[f"eval/{line.metric}"]
+            print(f"  {line.metric} {found:.3f}; {line.name} {line.value:.3f}")
     print(f"run folder: {workdir} (checkpoints/, best/, metrics.jsonl, curves.png)")
     if result.signal is not None:
         print(runs.stopped(result))
         return
+    if (
+        evaluations
+        and lines
+        and (
+            evaluations[-1][f"eval/{lines[0].metric}"]
+            > FREQUENCIES_SHARE * lines[0].value
+        )
+    ):
+        print(
+            f"the run knows no more than {lines[0].name} ({lines[0].metric}): usual "
+            "causes are too few steps (optim.total_steps), a rate too low or too high "
+            "(optim.learning_rate), or too little text"
+        )
     command = [*way_of(config.objective.name).commands, "embed"][0]
     print(f"use it: python predict.py {command} --workdir={workdir} --help")
 

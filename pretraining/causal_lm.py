@@ -95,7 +95,7 @@ def lines(
     predicted = 0.0
     for batch in held_out.batches:
         weights = batch["weights"].reshape(-1)
-        predicted += weights.sum()
+        predicted += float(weights.sum())
         for number, model in enumerate(models.values()):
             found = target_probabilities(model, batch)
             losses[number] -= weights @ np.log(found)

@@ -92,7 +92,7 @@ def discounted(
             3 - 4 * y * fours / threes,
         ]
     )
-    taken = np.clip(discounts, 0.1, [1, 1, 2, 3])[np.minimum(counts, 3)]
+    taken = np.clip(discounts, [0, 0.1, 0.1, 0.1], [0, 1, 2, 3])[np.minimum(counts, 3)]
     context = keys // vocab_size
     totals = np.bincount(context, counts, contexts)
     left = np.bincount(context, taken, contexts)

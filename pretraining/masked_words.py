@@ -163,10 +163,14 @@ MEASURES = {"masked": Measure(hidden_words, masked_loss_terms("masked"))}
 
 
 def lines(
-    objective: Objective, tokenizer: Tokenizer, train: Shards, held_out: HeldOut
+    objective: Objective,
+    tokenizer: Tokenizer,
+    train: Shards,
+    held_out: HeldOut,
+    loss: str = "loss",
 ) -> tuple[Line, ...]:
-    """At the hidden places frequencies, and both neighbours; and for the loss
-    frequencies, where what is shown may be kept."""
+    """At the hidden places frequencies, and both neighbours; and for the loss of that
+    name frequencies, where what is shown may be kept."""
     shares = frequencies(train.unigram_counts)
     shares[[*tokenizer.special_ids.values()]] = 0  # never hidden
     shares /= shares.sum()
@@ -174,16 +178,16 @@ def lines(
     targets = [batch["targets"][batch["weights"] > 0] for batch in hidden]
     by_frequency = -np.log(shares[np.concatenate(targets)])
     model = Neighbours(stream_of(train.tokens, train.documents), shares)
-    loss, accuracy = neighbours_score(model, hidden, tokenizer.special_ids["mask"])
+    nats, accuracy = neighbours_score(model, hidden, tokenizer.special_ids["mask"])
     masking = make_masking(objective, tokenizer)
     shown = np.concatenate(
         [frequency_losses(shares, masking, batch) for batch in held_out.batches]
     )
     return (
         Line("frequencies", "masked_loss", float(by_frequency.mean())),
-        Line("both neighbours", "masked_loss", loss),
+        Line("both neighbours", "masked_loss", nats),
         Line("both neighbours", "masked_accuracy", accuracy),
-        Line("frequencies", "masked_lm_loss", float(shown.mean())),
+        Line("frequencies", loss, float(shown.mean())),
     )
 
 

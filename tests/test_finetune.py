@@ -450,7 +450,7 @@ def refuse(*_):
 
 def test_a_run_that_is_done_says_so(given, one_device, capsys, monkeypatch):
     written = {path: path.stat().st_mtime_ns for path in one_device.glob("*results*")}
-    for name in ("compile_programs", "compile_evaluation"):
+    for name in ("compile_programs", "compile_evaluations"):
         monkeypatch.setattr(runs, name, refuse)
     result = finetune.finetune(short_config(given), one_device)
     best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
@@ -471,18 +471,18 @@ def test_results_that_a_stop_cost_are_written_afterwards(
     (folder / "predictions_eval.jsonl").unlink()
     monkeypatch.setattr(loop, "REPEAT_SECONDS", 0.0)
     monkeypatch.setattr(runs, "compile_programs", refuse)
-    compile_evaluation = runs.compile_evaluation
+    compile_evaluations = runs.compile_evaluations
 
-    def stopped(job, feed):
+    def stopped(job, held_out):
         os.kill(os.getpid(), signal.SIGTERM)
-        return compile_evaluation(job, feed)
+        return compile_evaluations(job, held_out)
 
-    monkeypatch.setattr(runs, "compile_evaluation", stopped)
+    monkeypatch.setattr(runs, "compile_evaluations", stopped)
     result = finetune.finetune(short_config(given), folder)
     assert result.exit_status == 128 + signal.SIGTERM
     assert "the same line again" in capsys.readouterr().out
     assert not (folder / "results.json").exists()
-    monkeypatch.setattr(runs, "compile_evaluation", compile_evaluation)
+    monkeypatch.setattr(runs, "compile_evaluations", compile_evaluations)
     check_same(done(short_config(given), folder), one_device)
 
 

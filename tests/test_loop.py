@@ -432,5 +432,5 @@ def test_curves_are_a_picture(tmp_path):
         }
         for step in (1, 2)
     ] + [{"step": 2, "eval/loss": 3.5}]
-    draw_curves(rows, tmp_path / "c.png", line_to_beat=4.0, line_name="entropy")
+    draw_curves(rows, tmp_path / "c.png", [("entropy", "loss", 4.0)])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

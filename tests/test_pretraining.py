@@ -1050,21 +1050,6 @@ def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
         assert weight == weights.sum() > 0
 
 
-def test_lines_to_beat(shards_of, tokenizer):
-    stream = shards_of(["a b", "a b", "a a"], shards.Framing(CLS, SEP, False))
-    name, entropy = PRETRAININGS["causal_lm"].line(stream, tokenizer)
-    shares = np.array([4, 2, 3, 3]) / 12
-    assert name == "unigram entropy"
-    assert entropy == pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12)
-    shares = np.array([4, 2]) / 6  # special tokens are never masked
-    for way in ("masked_lm", "next_sentence"):
-        assert PRETRAININGS[way].line(stream, tokenizer) == (
-            "unigram entropy",
-            pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12),
-        )
-    assert stream.unigram_counts[CLS] == 3  # the counts are left as they were
-
-
 def test_evaluations(shards_of):
     """Two documents of 5 tokens with their ends: 3 of them are predicted."""
     heldout = shards_of(["a b", "c"], shards.Framing(None, SEP, False))

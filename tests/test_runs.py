@@ -34,7 +34,7 @@ def test_batches_made_ahead_keep_their_order_and_start_anywhere(threads):
     config.data.update(batch_size=ROWS, sequence_length=LENGTH)
     config.run.data_threads = threads
     batches = grain.MapDataset.range(10**9).map(numbered)
-    data = train.Data(*[None] * 4, batches, batches)
+    data = train.Data(*[None] * 4, batches, {"loss": batches})
     job = train.make_job(config, data, parallel.make_mesh(4))
     for start in (0, 29):
         ahead = runs.device_batches(job, start, micro_batches=1)

@@ -85,7 +85,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_micro_batches(name, folder)
         config.data.batch_size = batch_size
         job = train.make_job(config, train.open_data(config, mesh), mesh)
         programs = runs.Programs(
-            None, runs.evaluation(job, job.held_out, micro_batches), micro_batches
+            None, runs.evaluations(job, job.held_out, micro_batches), micro_batches
         )
         found.append(job.measure(programs, params, loop.StopSignal()))
         again = job.measure(programs, params, loop.StopSignal())
@@ -250,11 +250,11 @@ def test_an_evaluation_that_alone_would_not_fit_is_cut(folder, capsys, monkeypat
     config.run.mesh.data = 1
     update, held_out = totals(train.dry_run(config))
     assert held_out < update
-    real = runs.evaluation
+    real = runs.evaluations
 
-    def needy(job, feed, micro_batches):
+    def needy(job, held_out, micro_batches):
         """Holds 16 MB more a row of a micro-batch."""
-        evaluate = job.evaluate
+        evaluate = held_out["loss"].evaluate
 
         def larger(params, part):
             terms, outputs = evaluate(params, part)
@@ -263,9 +263,10 @@ def test_an_evaluation_that_alone_would_not_fit_is_cut(folder, capsys, monkeypat
             loss, weight, sums = terms["causal_lm"]
             return {"causal_lm": (loss + kept, weight, sums)}, outputs
 
-        return real(dataclasses.replace(job, evaluate=larger), feed, micro_batches)
+        one = dataclasses.replace(held_out["loss"], evaluate=larger)
+        return real(job, {"loss": one}, micro_batches)
 
-    monkeypatch.setattr(runs, "evaluation", needy)
+    monkeypatch.setattr(runs, "evaluations", needy)
     capsys.readouterr()
     update, held_out = totals(train.dry_run(config))
     assert held_out > 2 * update and "micro-batches: 1\n" in capsys.readouterr().out
@@ -437,6 +438,8 @@ def test_an_evaluation_that_is_no_number_is_not_reported_as_the_best(tmp_path, c
     lines = [json.dumps({"step": at, "eval/loss": x}) for at, x in losses.items()]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     config = importlib.import_module("configs.bert_mini").get_config("tiny")
-    train.report(config, runs.Result(tmp_path, 6, {}, None), Line("a line", 4.0))
+    lines = (Line("a line", "loss", 4.0),)
+    train.report(config, runs.Result(tmp_path, 6, {}, None), lines)
     said = capsys.readouterr().out
-    assert "last 5.0000 (step 6), best 3.0000 (step 4); a line 4.000" in said
+    assert "last 5.0000 (step 6), best 3.0000 (step 4)\n  loss 5.000; a line 4" in said
+    assert "the run knows no more than a line (loss)" in said

@@ -84,17 +84,31 @@ class Feed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Text that is not trained on, and what is asked of it.
+
+    Attributes:
+        evaluate: (params, part of a batch) -> (terms of the loss, arrays [B, ...]).
+    """
+
+    feed: Feed
+    evaluate: Callable[[Any, dict], tuple[dict, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled update, where there is one, and the evaluation of a batch."""
+    """The compiled update, where there is one, and evaluations of a batch, by name."""
 
     train_step: Any | None
-    eval_step: Any
+    eval_steps: dict[str, Any]
     micro_batches: int
 
     def named(self) -> dict[str, Any]:
         """Those that are there, by what they are called where their cost is told."""
-        both = {"an update": self.train_step, "an evaluation": self.eval_step}
-        return {name: program for name, program in both.items() if program is not None}
+        update = {} if self.train_step is None else {"an update": self.train_step}
+        return update | {
+            f"an evaluation ({name})": step for name, step in self.eval_steps.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +117,7 @@ class Job:
 
     Attributes:
         run: `run` of its config.
-        evaluate: (params, part of a batch) -> (terms of the loss, arrays [B, ...]).
+        held_out: what `measure` evaluates, by name.
         measure: (programs, params, stop) -> the values of a held-out evaluation; None
             when told to stop.
         criterion: of these values, the lower the better.
@@ -116,10 +130,9 @@ class Job:
     seed: int
     plan: Plan
     train: Feed
-    held_out: Feed
+    held_out: dict[str, Evaluation]
     total_steps: int
     eval_every_steps: int
-    evaluate: Callable[[Any, dict], tuple[dict, Any]]
     measure: Callable[[Programs, Any, loop.StopSignal], dict[str, float] | None]
     criterion: Callable[[dict[str, float]], float]
     patience: int
@@ -242,13 +255,15 @@ def compile_programs(job: Job) -> Programs:
       UserError: as `in_parts_that_fit` and `update`.
     """
     return in_parts_that_fit(
-        job, lambda n: Programs(update(job, n), evaluation(job, job.held_out, n), n)
+        job, lambda n: Programs(update(job, n), evaluations(job, job.held_out, n), n)
     )
 
 
-def compile_evaluation(job: Job, feed: Feed) -> Programs:
-    """The evaluation of another feed alone."""
-    return in_parts_that_fit(job, lambda n: Programs(None, evaluation(job, feed, n), n))
+def compile_evaluations(job: Job, held_out: dict[str, Evaluation]) -> Programs:
+    """Evaluations alone."""
+    return in_parts_that_fit(
+        job, lambda n: Programs(None, evaluations(job, held_out, n), n)
+    )
 
 
 def update(job: Job, micro_batches: int) -> Any:
@@ -270,15 +285,20 @@ def update(job: Job, micro_batches: int) -> Any:
     return parallel.compile_train_step(one, plan.state, batch, mesh, axis)
 
 
-def evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
-    """The evaluation of a batch, compiled."""
+def evaluations(
+    job: Job, held_out: dict[str, Evaluation], micro_batches: int
+) -> dict[str, Any]:
+    """The evaluations of a batch, compiled."""
     mesh = job.plan.mesh
-    return parallel.compile_eval_step(
-        step.make_eval_step(job.evaluate, micro_batches),
-        job.plan.state.params,
-        feed.planned(mesh, micro_batches),
-        mesh,
-    )
+    return {
+        name: parallel.compile_eval_step(
+            step.make_eval_step(one.evaluate, micro_batches),
+            job.plan.state.params,
+            one.feed.planned(mesh, micro_batches),
+            mesh,
+        )
+        for name, one in held_out.items()
+    }
 
 
 def in_parts_that_fit(job: Job, compiled: Callable[[int], Programs]) -> Programs:
