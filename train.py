@@ -7,13 +7,14 @@
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import configs
 import errors
@@ -21,10 +22,12 @@ import models
 from data import cache, draws, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
+from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
 from pretraining import way_of
 from pretraining.corpus import prepare
+from pretraining.course import Phase, course_of, describe_course
 from pretraining.record import Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
@@ -106,21 +109,22 @@ def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
     configs.check(config)
     data = open_data(config, parallel.make_mesh(data=1))
-    return windows.describe(data.batches[0], data.tokenizer, rows=4)
+    return windows.describe(data.batches[0][0], data.tokenizer, rows=4)
 
 
 # Corpus -> tokens -> batches.
 
 
 class Data(NamedTuple):
-    """The corpus of a config as tokens in a folder, and its training and held-out
-    batches, of each the rows that this process makes."""
+    """The corpus of a config as tokens in a folder, and its training batches, of each
+    phase, and held-out ones, of the last phase's shape: the rows that this process
+    makes."""
 
     tokenizer: Tokenizer
     folder: Path
     train: Shards
     heldout: Shards
-    batches: Any
+    batches: tuple[Any, ...]
     heldout_batches: Any
 
 
@@ -131,9 +135,9 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
       UserError: data that does not fit the model's tables, or the devices; see
         `prepare`.
     """
-    settings, objective = config.data, config.objective
-    micro_batches = max(1, config.run.micro_batches)
-    parallel.check_batch_size(settings.batch_size, mesh, micro_batches)
+    phases, way = course_of(config).phases, way_of(config.objective.name)
+    for phase in phases:
+        check_batch_size(phase, mesh)
     with process_workers(cores()) as workers:
         tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -141,33 +145,54 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
             f"{config.model.vocab_size}: raise it, or lower data.tokenizer.vocab_size"
         )
-    train, heldout = (
-        shards.open_shards(folder, split) for split in ("train", "heldout")
-    )
-    examples_of = way_of(objective.name).examples(
-        objective, tokenizer, settings.sequence_length
-    )
+    opened = {split: shards.open_shards(folder, split) for split in shards.SPLITS}
     index, count = parallel.host_part(mesh)
+
+    @functools.cache  # phases whose batch sizes alone differ share them
+    def examples(split: str, objective: FrozenConfigDict, length: int) -> Examples:
+        return way.examples(objective, tokenizer, length)(opened[split])
+
+    def of_phase(phase: Phase, split: str) -> Examples:
+        objective = FrozenConfigDict(phase.config.objective)
+        return examples(split, objective, phase.config.data.sequence_length)
+
+    last = phases[-1].config.data
     return Data(
         tokenizer,
         folder,
-        train,
-        heldout,
-        windows.training_batches(
-            examples_of(train),
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            host_index=index,
-            host_count=count,
+        opened["train"],
+        opened["heldout"],
+        tuple(
+            windows.training_batches(
+                of_phase(phase, "train"),
+                batch_size=phase.config.data.batch_size,
+                seed=phase.seed,
+                visits_before=phase.visits,
+                host_index=index,
+                host_count=count,
+            )
+            for phase in phases
         ),
         windows.evaluation_batches(
-            examples_of(heldout),
-            batch_size=settings.batch_size,
-            most=-(-settings.heldout_tokens // settings.sequence_length),
+            of_phase(phases[-1], "heldout"),
+            batch_size=last.batch_size,
+            most=-(-last.heldout_tokens // last.sequence_length),
             host_index=index,
             host_count=count,
         ),
     )
+
+
+def check_batch_size(phase: Phase, mesh: Mesh) -> None:
+    """Raises UserError unless the devices can share the batches of a phase."""
+    micro_batches = max(1, phase.config.run.micro_batches)
+    try:
+        parallel.check_batch_size(phase.config.data.batch_size, mesh, micro_batches)
+    except UserError as error:
+        if not phase.first:
+            raise
+        message = f"data.phases, from update {phase.first:,} on: {error}"
+        raise UserError(message) from error
 
 
 # Model + objective -> steps.
@@ -187,10 +212,10 @@ def start_jax(config: ConfigDict) -> None:
 
 def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     """What the run trains, on what, and how it is judged."""
-    settings, optim, run = config.data, config.optim, config.run
+    course, optim, run = course_of(config), config.optim, config.run
     way, family = way_of(config.objective.name), models.family_of(config.model)
     model = models.build(config.model, run.remat, run.fused_attention)
-    batch = data.batches[0]
+    batch = data.batches[0][0]
     params = runs.shapes_of(model, batch)
     plan = runs.make_plan(
         params,
@@ -202,27 +227,35 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
             no_decay=optim.no_decay,
         ),
         optim=optim,
-        warmup_steps=optim.warmup_steps,
-        total_steps=optim.total_steps,
+        warmup_steps=course.warmup_steps,
+        total_steps=course.total_steps,
         placement=family.placement,
         mesh=mesh,
     )
-    length = settings.sequence_length
-    forward = family.forward_flops(
-        config.model,
-        parameter_sizes(params),
-        length,
-        way.predicted(config.objective, length),
-    )
-    held_out = Feed(data.heldout_batches, settings.batch_size, is_whole=False)
+    sizes = parameter_sizes(params)
+
+    def flops(settings: ConfigDict) -> float:
+        """Of an update; the backward pass costs two forward ones."""
+        length = settings.data.sequence_length
+        predicted = way.predicted(settings.objective, length)
+        forward = family.forward_flops(settings.model, sizes, length, predicted)
+        return 3 * forward * settings.data.batch_size * length
+
+    def feed(phase: Phase, batches: Any) -> Feed:
+        return Feed(batches, phase.config.data.batch_size, is_whole=False)
+
+    held_out = feed(course.phases[-1], data.heldout_batches)
     return Job(
         run=run,
         seed=config.seed,
         plan=plan,
-        train=Feed(data.batches, settings.batch_size, is_whole=False),
+        phases=tuple(
+            runs.Phase(phase.first, feed(phase, batches), flops(phase.config))
+            for phase, batches in zip(course.phases, data.batches, strict=True)
+        ),
         held_out=held_out,
-        total_steps=optim.total_steps,
-        eval_every_steps=optim.eval_every_steps,
+        total_steps=course.total_steps,
+        eval_every_steps=course.eval_every_steps,
         evaluate=lambda params, part: (plan.loss_terms(params, part, None), ()),
         measure=lambda programs, params, stop: measure(
             config, data, held_out, mesh, programs, params, stop
@@ -230,7 +263,6 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         criterion=lambda values: values["loss"],
         patience=0,
         fresh=lambda: fresh_params(config, model, batch, plan),
-        flops=3 * forward * settings.batch_size * length,  # backward: two forward ones
     )
 
 
@@ -301,6 +333,9 @@ def record_origin(workdir: Path, data: Data) -> None:
 def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:
     """Prints what is about to be trained, on what, and the line to beat."""
     count = models.count(job.plan.state.params, config.model)
+    if first < job.total_steps:
+        shown = windows.describe(job.batch(first), data.tokenizer, rows=1)
+        print(f"update {first}, {windows.glimpse(shown)}")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
@@ -309,6 +344,7 @@ def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
         f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
+        f"{describe_course(course_of(config))}\n"
         f"line to beat: {line.name} {line.loss:.3f} nats; {job.told(first)}",
         flush=True,
     )

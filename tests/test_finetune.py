@@ -505,7 +505,7 @@ def loss_program(config):
     tuning = finetune.open_task(config, None)
     job = finetune.make_job(tuning, finetune.make_mesh(config))
     program = jax.make_jaxpr(job.plan.loss_terms)(
-        job.plan.state.params, job.train.batches[0], jax.random.key(0)
+        job.plan.state.params, job.batch(0), jax.random.key(0)
     )
     return str(program)
 

@@ -423,12 +423,12 @@ def test_only_too_little_memory_is_explained():
 
 def test_model_flops_utilisation_by_hand(monkeypatch):
     monkeypatch.setitem(costs.PEAK_FLOPS, jax.devices()[0].device_kind, 1e6)
-    batch = {"segment_ids": np.array([[1, 1, 2, 0]])}
-    rates = costs.throughput(4, 2e5, 2)(5.0, batch)
+    # Ten steps of four tokens, in two seconds.
+    rates = costs.throughput(costs.Work(40, 1e6), 2.0, 0.75)
     assert rates == {
         "tokens_per_second": 20.0,
         "useful_tokens_per_second": 15.0,
-        "mfu": 0.5,  # 5 steps of 2e5 on 2e6
+        "mfu": 0.5,  # 5e5 a second of 1e6
     }
 
 
