@@ -225,9 +225,7 @@ def test_a_phase_that_the_devices_cannot_share_is_refused_at_once(folder):
     config = in_phases(folder)
     config.data.update(phases=((5, {"batch_size": 12}),), corpus="missing.txt")
     config.run.micro_batches = 8
-    with pytest.raises(
-        UserError, match=r"^data.phases, from update 5 on: data.ba"
-    ):
+    with pytest.raises(UserError, match=r"^data.phases, from update 5 on: data.ba"):
         train.train(config, folder / "phases_uneven")
 
 
