@@ -135,7 +135,7 @@ def make_config(
         form = FORMATS[given.architecture.model_type]
         config = form.config()
         length = min(config.data.sequence_length, fields["max_positions"])
-        config.data.sequence_length = length
+        config.data.update(sequence_length=length, phases=())
         if not {*way_of(config.objective.name).outputs} <= models.outputs_of(fields):
             config.objective.name = form.lesser_objective
             configs.keep_objective(config)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import cache, draws, tokenizer_training, tokenizers
+from data import cache, draws, tokenizer_training, tokenizers, windows
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -46,7 +46,7 @@ from training.optimizers import (
     parameter_sizes,
     parse_groups,
 )
-from training.runs import Evaluation, Feed, Job, Plan, Programs, Result
+from training.runs import Evaluation, Feed, Job, Phase, Plan, Programs, Result
 from training.step import LossTerms, Term
 
 
@@ -121,9 +121,7 @@ def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
     configs.check(config)
     tuning = open_task(config, None)
-    examples, tokenizer = tuning.splits.examples["train"], tuning.origin.tokenizer
-    batch = tuning.feed("train").batches[0]
-    return packing.describe(tuning.kind, batch, examples, tokenizer, rows=4)
+    return described(tuning, tuning.feed("train").batches[0], rows=4)
 
 
 def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result]:
@@ -357,7 +355,7 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         run=run,
         seed=config.seed,
         plan=plan,
-        train=train,
+        phases=(Phase(0, train, flops_of_an_update(tuning, params)),),
         held_out={"eval": Evaluation(tuning.feed("eval"), evaluate)},
         total_steps=total_steps,
         eval_every_steps=max(1, round(optim.eval_every_epochs * steps_per_epoch)),
@@ -367,7 +365,6 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         criterion=lambda values: -values[config.task.metric],
         patience=optim.patience,
         fresh=lambda: fresh_params(tuning, model, train.batches[0], plan),
-        flops=flops_of_an_update(tuning, params),
     )
 
 
@@ -574,6 +571,9 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
     tokens = tuning.splits.examples["train"].lengths.sum()
     steps_per_epoch = tuning.splits.steps_per_epoch
     padding = 1 - tokens / (steps_per_epoch * shape.rows * shape.length)
+    if first < job.total_steps:
+        shown = described(tuning, job.batch(first), rows=1)
+        print(f"update {first}, {windows.glimpse(shown)}")
     print(
         f"{group_summary(plan.state.params, plan.groups, config.optim.learning_rate)}\n"
         "(each parameter: parameters.txt in the run folder)\n"
@@ -585,6 +585,12 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
         f"{job.told(first)}",
         flush=True,
     )
+
+
+def described(tuning: Tuning, batch: dict, rows: int) -> str:
+    """The first rows of a training batch, decoded."""
+    examples, tokenizer = tuning.splits.examples["train"], tuning.origin.tokenizer
+    return packing.describe(tuning.kind, batch, examples, tokenizer, rows)
 
 
 def floor(tuning: Tuning) -> float:

@@ -7,13 +7,14 @@
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import configs
 import errors
@@ -21,10 +22,12 @@ import models
 from data import cache, draws, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
+from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
 from pretraining import way_of
 from pretraining.corpus import prepare
+from pretraining.course import Phase, course_of, describe_course
 from pretraining.record import HeldOut, Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
@@ -110,21 +113,22 @@ def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
     configs.check(config)
     data = open_data(config, parallel.make_mesh(data=1))
-    return windows.describe(data.batches[0], data.tokenizer, rows=4)
+    return windows.describe(data.batches[0][0], data.tokenizer, rows=4)
 
 
 # Corpus -> tokens -> batches.
 
 
 class Data(NamedTuple):
-    """The corpus of a config as tokens in a folder, and its training and held-out
-    batches, of each the rows that this process makes; see `heldout_batches`."""
+    """The corpus of a config as tokens in a folder, and its training batches, of each
+    phase, and held-out ones, of the last phase's shape: the rows that this process
+    makes; see `heldout_batches`."""
 
     tokenizer: Tokenizer
     folder: Path
     train: Shards
     heldout: Shards
-    batches: Any
+    batches: tuple[Any, ...]
     heldout_batches: dict[str, Any]
 
 
@@ -135,9 +139,9 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
       UserError: data that does not fit the model's tables, or the devices; see
         `prepare`.
     """
-    settings, objective = config.data, config.objective
-    micro_batches = max(1, config.run.micro_batches)
-    parallel.check_batch_size(settings.batch_size, mesh, micro_batches)
+    phases, way = course_of(config).phases, way_of(config.objective.name)
+    for phase in phases:
+        check_batch_size(phase, mesh)
     with process_workers(cores()) as workers:
         tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -145,34 +149,42 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
             f"{config.model.vocab_size}: raise it, or lower data.tokenizer.vocab_size"
         )
-    train, heldout = (
-        shards.open_shards(folder, split) for split in ("train", "heldout")
-    )
-    examples_of = way_of(objective.name).examples(
-        objective, tokenizer, settings.sequence_length
-    )
+    opened = {split: shards.open_shards(folder, split) for split in shards.SPLITS}
     index, count = parallel.host_part(mesh)
+
+    @functools.cache  # phases whose batch sizes alone differ share them
+    def examples(objective: FrozenConfigDict, length: int) -> Examples:
+        return way.examples(objective, tokenizer, length)(opened["train"])
+
+    def of_phase(phase: Phase) -> Examples:
+        objective = FrozenConfigDict(phase.config.objective)
+        return examples(objective, phase.config.data.sequence_length)
+
     return Data(
         tokenizer,
         folder,
-        train,
-        heldout,
-        windows.training_batches(
-            examples_of(train),
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            host_index=index,
-            host_count=count,
+        opened["train"],
+        opened["heldout"],
+        tuple(
+            windows.training_batches(
+                of_phase(phase),
+                batch_size=phase.config.data.batch_size,
+                seed=phase.seed,
+                visits_before=phase.visits,
+                host_index=index,
+                host_count=count,
+            )
+            for phase in phases
         ),
-        heldout_batches(config, tokenizer, heldout, index, count),
+        heldout_batches(phases[-1].config, tokenizer, opened["heldout"], index, count),
     )
 
 
 def heldout_batches(
     config: ConfigDict, tokenizer: Tokenizer, heldout: Shards, index: int, count: int
 ) -> dict[str, Any]:
-    """A host's rows of the held-out text: those that the loss is of, and those of each
-    measure of the way to pre-train, by its name."""
+    """A host's rows of the held-out text, in the shape of the config's: those that the
+    loss is of, and those of each measure of the way to pre-train, by its name."""
     settings, way = config.data, way_of(config.objective.name)
     length = settings.sequence_length
     asked = {"loss": way.examples(config.objective, tokenizer, length)}
@@ -195,7 +207,8 @@ def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, 
     target = workdir / "lines.json"
     if target.exists():
         return tuple(Line(**line) for line in json.loads(target.read_text()))
-    measured = heldout_batches(config, data.tokenizer, data.heldout, 0, 1)
+    last = course_of(config).phases[-1].config
+    measured = heldout_batches(last, data.tokenizer, data.heldout, 0, 1)
     lines = way_of(config.objective.name).lines(
         config.objective,
         data.tokenizer,
@@ -205,6 +218,18 @@ def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, 
     shown = [line._asdict() for line in lines]
     target.write_text(json.dumps(shown, indent=2) + "\n")
     return lines
+
+
+def check_batch_size(phase: Phase, mesh: Mesh) -> None:
+    """Raises UserError unless the devices can share the batches of a phase."""
+    micro_batches = max(1, phase.config.run.micro_batches)
+    try:
+        parallel.check_batch_size(phase.config.data.batch_size, mesh, micro_batches)
+    except UserError as error:
+        if not phase.first:
+            raise
+        message = f"data.phases, from update {phase.first:,} on: {error}"
+        raise UserError(message) from error
 
 
 # Model + objective -> steps.
@@ -224,10 +249,10 @@ def start_jax(config: ConfigDict) -> None:
 
 def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     """What the run trains, on what, and how it is judged."""
-    settings, optim, run = config.data, config.optim, config.run
+    course, optim, run = course_of(config), config.optim, config.run
     way, family = way_of(config.objective.name), models.family_of(config.model)
     model = models.build(config.model, run.remat, run.fused_attention)
-    batch = data.batches[0]
+    batch = data.batches[0][0]
     params = runs.shapes_of(model, batch)
     plan = runs.make_plan(
         params,
@@ -239,22 +264,28 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
             no_decay=optim.no_decay,
         ),
         optim=optim,
-        warmup_steps=optim.warmup_steps,
-        total_steps=optim.total_steps,
+        warmup_steps=course.warmup_steps,
+        total_steps=course.total_steps,
         placement=family.placement,
         mesh=mesh,
     )
-    length = settings.sequence_length
-    forward = family.forward_flops(
-        config.model,
-        parameter_sizes(params),
-        length,
-        way.predicted(config.objective, length),
-    )
+    sizes = parameter_sizes(params)
+
+    def flops(settings: ConfigDict) -> float:
+        """Of an update; the backward pass costs two forward ones."""
+        length = settings.data.sequence_length
+        predicted = way.predicted(settings.objective, length)
+        forward = family.forward_flops(settings.model, sizes, length, predicted)
+        return 3 * forward * settings.data.batch_size * length
+
+    def feed(phase: Phase, batches: Any) -> Feed:
+        return Feed(batches, phase.config.data.batch_size, is_whole=False)
 
     def evaluation(name: str, terms: Any) -> Evaluation:
-        feed = Feed(data.heldout_batches[name], settings.batch_size, is_whole=False)
-        return Evaluation(feed, lambda params, part: (terms(params, part, None), ()))
+        return Evaluation(
+            feed(course.phases[-1], data.heldout_batches[name]),
+            lambda params, part: (terms(params, part, None), ()),
+        )
 
     held_out = {"loss": evaluation("loss", plan.loss_terms)}
     for name, measured in way.measures.items():
@@ -265,17 +296,19 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         run=run,
         seed=config.seed,
         plan=plan,
-        train=Feed(data.batches, settings.batch_size, is_whole=False),
+        phases=tuple(
+            runs.Phase(phase.first, feed(phase, batches), flops(phase.config))
+            for phase, batches in zip(course.phases, data.batches, strict=True)
+        ),
         held_out=held_out,
-        total_steps=optim.total_steps,
-        eval_every_steps=optim.eval_every_steps,
+        total_steps=course.total_steps,
+        eval_every_steps=course.eval_every_steps,
         measure=lambda programs, params, stop: measure(
             config, data, held_out, mesh, programs, params, stop
         ),
         criterion=lambda values: values["loss"],
         patience=0,
         fresh=lambda: fresh_params(config, model, batch, plan),
-        flops=3 * forward * settings.batch_size * length,  # backward: two forward ones
     )
 
 
@@ -350,16 +383,20 @@ def describe(
 ) -> None:
     """Prints what is about to be trained, on what, and the lines to beat."""
     count = models.count(job.plan.state.params, config.model)
+    if first < job.total_steps:
+        shown = windows.describe(job.batch(first), data.tokenizer, rows=1)
+        print(f"update {first}, {windows.glimpse(shown)}")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
-    shown = (f"\n  {line.metric} {line.value:.3f}: {line.name}" for line in lines)
+    told = (f"\n  {line.metric} {line.value:.3f}: {line.name}" for line in lines)
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
         f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
-        f"lines to beat, by counting alone, on the held-out text:{''.join(shown)}\n"
+        f"{describe_course(course_of(config))}\n"
+        f"lines to beat, by counting alone, on the held-out text:{''.join(told)}\n"
         f"{job.told(first)}",
         flush=True,
     )

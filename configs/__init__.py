@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from errors import UserError
 
@@ -270,6 +270,12 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def amount(written: int | str) -> FieldReference:
+    """A setting that may be a number or a text, as "300M tokens"; ml_collections else
+    holds it to the type that it has first."""
+    return FieldReference(written, field_type=object)
+
+
 def variant(config: ConfigDict, arg: str) -> ConfigDict:
     """`config` itself for `""`; for `"tiny"` the same at a size that trains in seconds.
 
@@ -304,6 +310,7 @@ def _make_pretraining_tiny(config: ConfigDict) -> None:
 
     way, vocab_size = PRETRAININGS[config.objective.name], config.model.vocab_size
     config.data.update(corpus="pydoc_topics", sequence_length=32, batch_size=8)
+    config.data.phases = ()
     config.data.heldout_fraction = 0.1
     config.data.tokenizer.update(path="", vocab_size=vocab_size)
     config.objective.update(way.tiny(config.objective, config.data.sequence_length))

@@ -79,14 +79,16 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
+    visits_before: int = 0,
     host_index: int = 0,
     host_count: int = 1,
 ) -> "grain.MapDataset":
     """`[step]` is this host's rows of the global batch of that step; without end.
 
-    Visit v = step * batch_size + row takes place v of an order shuffled anew in each
-    epoch, and draws by (seed, v). Hosts take consecutive rows, so joined in order they
-    give the batch of a single host.
+    Visit v = visits_before + step * batch_size + row takes place v of an order shuffled
+    anew in each epoch, and draws by (seed, v). Hosts take consecutive rows, so joined
+    in order they give the batch of a single host. Steps are counted from the first one
+    with batches of this size, and `visits_before` are those of the steps before it.
     """
     import grain  # and with it jax, which preparing needs not
 
@@ -96,7 +98,7 @@ def training_batches(
     count = len(examples)
 
     def batch(step: int) -> Batch:
-        visits = step * batch_size + mine
+        visits = visits_before + step * batch_size + mine
         epochs, places = np.divmod(visits, count)
         indices = draws.shuffled(places, epochs, count, seed)
         starts = draws.starts_of(draws.VISITS, seed, rows=visits)
@@ -174,6 +176,13 @@ def describe(
     padding = np.mean(batch["segment_ids"] == 0)
     lines.append(f"padding: {padding:.1%} of the batch's {batch['tokens'].size} tokens")
     return "\n".join(lines)
+
+
+def glimpse(described: str) -> str:
+    """The beginning of what `describe` says of a row, in a few lines of a terminal."""
+    lines = described.splitlines()[:3]
+    cut = (f"{line[:156]} ..." if len(line) > 160 else line for line in lines)
+    return "\n".join(cut)
 
 
 def _notes(example: Batch, tokenizer: Tokenizer) -> dict[int, str]:

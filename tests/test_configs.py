@@ -273,7 +273,7 @@ def test_unknown_and_missing_settings_are_named():
     [
         (["--config.optim.learning_rte=1"], 'Did you mean "learning_rate"'),
         (["--config.optm.learning_rate=1"], 'Did you mean "optim"'),
-        (["--config.optim.total_steps=1.5"], "invalid literal for int.*1.5"),
+        (["--config.data.batch_size=1.5"], "invalid literal for int.*1.5"),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["tiny"], "'tiny' is not a flag"),
     ],

@@ -417,9 +417,10 @@ def signal_at(step):
 
 
 def test_stopped_and_resumed_on_other_devices_is_the_undisturbed_run(
-    given, one_device, tmp_path
+    given, one_device, tmp_path, capsys
 ):
-    """The first signal costs the evaluation with the best weights of all."""
+    """The first signal costs the evaluation with the best weights of all. Each time
+    the example that comes next is shown."""
     best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
     assert best in column(one_device, "eval/loss") and best < last - 3
     shutil.copytree(given.bert, tmp_path / "bert")
@@ -437,6 +438,9 @@ def test_stopped_and_resumed_on_other_devices_is_the_undisturbed_run(
         shutil.rmtree(tmp_path / "bert", ignore_errors=True)
     assert reached[0] == best and best < reached[1] < last
     check_same(done(config, folder), one_device)
+    shown = capsys.readouterr().out
+    for step in (0, *reached):
+        assert f"update {step}, row 0: " in shown
     (one, at), (other, _) = load_params(folder), load_params(one_device)
     assert at == best
     jax.tree.map(
@@ -505,7 +509,7 @@ def loss_program(config):
     tuning = finetune.open_task(config, None)
     job = finetune.make_job(tuning, finetune.make_mesh(config))
     program = jax.make_jaxpr(job.plan.loss_terms)(
-        job.plan.state.params, job.train.batches[0], jax.random.key(0)
+        job.plan.state.params, job.batch(0), jax.random.key(0)
     )
     return str(program)
 

@@ -789,6 +789,11 @@ def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_exampl
     labels = [int(label) for label in batches[0]["next_sentence"]]
     assert re.findall(r"  next sentence: (\d)\n", text) == [*map(str, labels)]
     assert " -> " in text
+    assert windows.glimpse("row 0\n" + "x" * 161 + "\ny\nz").splitlines() == [
+        "row 0",
+        "x" * 156 + " ...",
+        "y",
+    ]
 
 
 def test_one_document_has_no_random_next_sentence(shards_of, tokenizer, pair_framing):
