@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import train
 import use
 from configs import bert_mini, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
-from data import inputs, labelled
+from data import inputs, labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from models.transformer import logits
@@ -183,6 +184,63 @@ def test_fill_mask_probabilities_sum_to_one(runs):
     words = probabilities[:, : run.config.model.vocab_size]
     assert not probabilities[:, run.config.model.vocab_size :].any()
     np.testing.assert_allclose(words.sum(), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
+def test_around_a_mask_are_the_pieces_of_the_whole_text(algorithm):
+    """As training shows them: a word's own piece, with its space, is the mask."""
+    texts = [
+        "The model (it reads a text) learns,  the word\nmay follow it.",
+        "대한민국의 봄날은 간다. 값싼 닭고기를 먹었다",
+        "日本語のテキスト、がぎぐげご。カタカナも。",
+    ]
+    tokenizer = tokenizer_training.train(
+        [*map(sentence, range(30)), texts[0] * 20, *texts],
+        algorithm=algorithm,
+        vocab_size=400,
+        lowercase=False,
+        strip_accents=False,
+        unicode_form="none",
+        special_tokens=tokenizers.BERT_SPECIAL_TOKENS,
+        sample_bytes=100_000,
+    )
+    count = 0
+    for text in texts:
+        ((ids, spans),) = tokenizer.encode_batch_offsets([text])
+        alone = {end for begin, end in spans if not text[begin:end].strip()}
+        for word in re.finditer(r"\w+", text):
+            begin, end = word.span()
+            (own,) = np.nonzero((spans[:, 1] > begin) & (spans[:, 0] < end))
+            if len(own) == 1 and begin not in alone:
+                expected = ids.copy()
+                expected[own] = tokenizer.special_ids["mask"]
+                found = filling.pieces_around_masks(
+                    tokenizer, [text[:begin], text[end:]]
+                )
+                np.testing.assert_array_equal(found, expected, word[0])
+                count += 1
+    assert count > 5
+    # what merges with every neighbour is encoded apart
+    parts = ["the ", " and un", "☃", "able"]
+    found = filling.pieces_around_masks(tokenizer, parts)
+    assert (found == tokenizer.special_ids["mask"]).sum() == 3
+
+
+def test_fill_mask_knows_what_a_run_learnt_by_heart(runs, tmp_path):
+    words = "one two three four five six seven eight nine ten".split()
+    texts = [" ".join((words * 4)[i % 10 :][: 12 + i // 10]) for i in range(100)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    config = bert_mini.get_config("tiny")
+    config.data.update(corpus=str(tmp_path / "corpus.txt"), heldout_fraction=0.2)
+    config.data.tokenizer.update(algorithm="sentencepiece_unigram", vocab_size=400)
+    config.optim.update(total_steps=1000, warmup_steps=20, learning_rate=1e-2)
+    config.optim.eval_every_steps = config.run.log_every_steps = 1000
+    config.model.num_layers = config.run.mesh.data = 1
+    train.train(config, tmp_path / "run")
+    run = use.open_run(tmp_path / "run")
+    masked = [" ".join(words).replace(word, "[MASK]") for word in words]
+    found = [use.fill_mask(run, text, top=1) for text in masked]
+    assert [best for (((best, _),),) in found] == words
 
 
 def test_lines_come_from_a_file(runs, capsys, tmp_path):
