@@ -40,6 +40,7 @@ from tasks import KINDS, glue, lines, predictions
 from tasks.encoding import Task
 from use import Run, embed, fill_mask, generate, open_run, predict
 from use.embedding import POOLINGS
+from use.generation import MAX_TOKENS
 
 
 def main(argv: list[str]) -> int:
@@ -56,17 +57,34 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     generation = commands.add_parser("generate", help="continue a text (GPT)")
-    generation.add_argument("--prompt", default="", help="the text to continue")
-    generation.add_argument("--max_tokens", type=int, default=100)
-    generation.add_argument("--samples", type=int, default=1)
-    generation.add_argument("--temperature", type=float, default=0.8, help="0: greedy")
-    generation.add_argument("--top_k", type=int, default=0, help="0: all tokens")
-    generation.add_argument("--top_p", type=float, default=1.0, help="nucleus; 1: all")
-    generation.add_argument("--seed", type=int, default=0)
+    generation.add_argument("--prompt", default="", help="the text to continue [none]")
+    generation.add_argument(
+        "--max_tokens",
+        type=int,
+        help=f"at most so many; of a text longer than the model's positions it reads "
+        f"the end [{MAX_TOKENS}, or fewer, as they fit the model]",
+    )
+    for name, kind, value, text in (
+        ("samples", int, 1, "so many continuations"),
+        (
+            "temperature",
+            float,
+            0.8,
+            "below 1 draws likely tokens more often; 0: greedy",
+        ),
+        ("top_k", int, 0, "draws among so many tokens; 0: all"),
+        ("top_p", float, 1.0, "draws among those with this share; 1: all"),
+        ("seed", int, 0, "of what is drawn"),
+    ):
+        generation.add_argument(
+            f"--{name}", type=kind, default=value, help=f"{text} [%(default)s]"
+        )
     generation.set_defaults(run_command=generate_command)
 
     filling = commands.add_parser("fill_mask", help="fill in [MASK] (BERT)")
-    filling.add_argument("--top", type=int, default=5, help="candidates shown")
+    filling.add_argument(
+        "--top", type=int, default=5, help="candidates shown [%(default)s]"
+    )
     filling.set_defaults(run_command=fill_mask_command)
 
     tuned = [add_task_command(commands, kind) for kind in KINDS.values()]
@@ -84,9 +102,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         choices=POOLINGS,
         default="mean",
         help="over all tokens of the text, [CLS] and the like included; or the first "
-        "or last token's",
+        "or last token's [%(default)s]",
     )
-    embedding.add_argument("--column", default="text", help="of a labelled file [text]")
+    embedding.add_argument(
+        "--column", default="text", help="of a labelled file [%(default)s]"
+    )
     embedding.set_defaults(run_command=embed_command)
 
     embedding.add_argument("--workdir", required=True, help="any run")
@@ -119,7 +139,7 @@ def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
         "--format",
         choices=["table", "jsonl", "glue"],
         default="table",
-        help="a table, the default, cuts long texts; glue is for GLUE's server",
+        help="a table cuts long texts; glue is for GLUE's server [%(default)s]",
     )
     command.add_argument("--workdir", required=True, help="a run of finetune.py")
     command.set_defaults(run_command=task_command)

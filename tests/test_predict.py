@@ -1,5 +1,6 @@
 """Using a run: sampling rules, the cache, filling masks, tasks, vectors, mistakes."""
 
+import functools
 import io
 import json
 import re
@@ -139,8 +140,84 @@ def test_generate_is_a_function_of_its_seed(runs, capsys):
     assert first == second
 
 
+def test_help_shows_the_defaults(capsys):
+    for command, defaults in (
+        ("generate", "[100, [1] [0.8] [0] [1.0]"),
+        ("tag", "[table]"),
+    ):
+        with pytest.raises(SystemExit):
+            predict.main(["predict.py", command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(default in shown for default in defaults.split())
+
+
 def test_generate_needs_no_prompt(runs, capsys):
     assert call(capsys, "generate", "--workdir", runs.gpt, "--max_tokens=5")
+
+
+def test_generate_fits_the_model_and_slides_where_more_is_asked_for(runs, capsys):
+    run, prompt = use.open_run(runs.gpt), "the model reads"
+    limit = run.config.model.max_positions
+    room = limit - 1 - len(run.tokenizer.encode_batch([prompt])[0])
+    (fits,) = use.generate(run, prompt, temperature=0.0)
+    assert fits == use.generate(run, prompt, temperature=0.0, max_tokens=room)[0]
+    assert not capsys.readouterr().err
+    (longer,) = use.generate(run, prompt, temperature=0.0, max_tokens=3 * limit)
+    assert longer.startswith(fits) and len(longer) > len(fits)
+    assert f"the model has {limit} positions" in capsys.readouterr().err
+    assert use.generate(run, "the model " * limit, max_tokens=2)  # reads its end
+
+
+def test_a_sliding_window_reads_the_last_half_again():
+    seen = []
+
+    def draw(window, key, *, num_tokens):
+        """Counts on from the last token."""
+        seen.append((np.asarray(window[0]).tolist(), num_tokens))
+        return window[:, -1:] + 1 + np.arange(num_tokens)[None]
+
+    settings = {"key": jax.random.key(0), "limit": 8, "end": 17}
+    draw_windows = functools.partial(generation.generate_windows, draw, **settings)
+    found = draw_windows(np.array([[1, 2, 3]]), num_tokens=10)
+    assert found.tolist() == [[*range(4, 14)]]
+    assert seen == [([1, 2, 3], 5), ([5, 6, 7, 8], 4), ([9, 10, 11, 12], 4)]
+    found = draw_windows(np.arange(9)[None], num_tokens=2)  # a prompt that is too long
+    assert found.tolist() == [[9, 10]] and seen[-1] == ([5, 6, 7, 8], 2)
+    found = draw_windows(np.array([[1], [9]]), num_tokens=99)
+    assert found.shape == (2, 19)  # until each has its end of text
+
+
+@pytest.fixture(scope="module", params=[*tokenizer_training.ALGORITHMS, "gpt1"])
+def joining(request):
+    """A tokenizer that knows nine words."""
+    if request.param == "gpt1":
+        return tokenizers.load(str(ROOT / "tests/golden/openai_gpt"))
+    return tokenizer_training.train(
+        map(sentence, range(30)),
+        algorithm=request.param,
+        vocab_size=330,
+        lowercase=True,
+        strip_accents=False,
+        unicode_form="none",
+        special_tokens=tokenizers.BERT_SPECIAL_TOKENS,
+        sample_bytes=100_000,
+    )
+
+
+@pytest.mark.parametrize("prompt", ["The model reads", "the model reads ", "The", ""])
+def test_what_follows_a_prompt_is_joined_as_decoding_joins_it(joining, prompt):
+    text = "the model reads a short text"
+    pieces, new = joining.encode_batch([prompt, text[len(prompt) :]])
+    if prompt and not prompt.endswith(" "):
+        new = joining.encode_batch([text])[0][len(pieces) :]
+    added = generation.continuation(joining, prompt, pieces.tolist(), new.tolist())
+    if joining.decode(pieces)[-1:] == " ":  # the space is a piece of the prompt
+        added = added.removeprefix(" ")
+    assert prompt + added == prompt + text[len(prompt) :]
+    # and what goes on with a word
+    *before, last = pieces.tolist() or [0]
+    added = generation.continuation(joining, "x", before, [last])
+    assert joining.decode(before) + added == joining.decode([*before, last])
 
 
 def test_fill_mask_shows_candidates_with_probabilities(runs, capsys):
@@ -577,7 +654,7 @@ def test_embed_names_the_columns_there_are(runs, tmp_path):
             ["fill_mask", "--text=[MASK]"],
             "use predict.py generate or embed",
         ),
-        ("gpt", ["generate", "--max_tokens=99"], "--max_tokens=99, but the model"),
+        ("gpt", ["generate", "--max_tokens=0"], "--max_tokens=0 is out of range"),
         ("gpt", ["generate", "--top_p=1.5"], "--top_p=1.5 is out of range"),
     ],
 )
