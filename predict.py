@@ -24,7 +24,6 @@ a pair; the words of a sentence, apart by spaces; question, context; context, qu
 """
 
 import argparse
-import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 
 import errors
-from data import inputs
+from data import cache, inputs
 from data.labelled import Record
 from errors import UserError
 from tasks import KINDS, glue, lines, predictions
@@ -154,22 +153,11 @@ def check_output(output: str | None) -> None:
     if output is None:
         return
     path = Path(output)
+    folder = path.resolve().parent
     if path.is_dir():
         raise UserError(f"--output={path} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise UserError(f"--output={path}: there is no folder {path.parent}: make it")
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Any]:
-    """A file to write bytes to that gets its name when all has been written."""
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        with partial_path.open("wb") as file:
-            yield file
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    if not folder.is_dir():
+        raise UserError(f"--output={path}: there is no folder {folder}: make it")
 
 
 def write(lines: Iterable[str], output: str | None) -> None:
@@ -177,7 +165,7 @@ def write(lines: Iterable[str], output: str | None) -> None:
         for line in lines:
             print(line)
         return
-    with whole_file(Path(output)) as file:
+    with cache.new_file(Path(output)) as file:
         for line in lines:
             file.write(line.encode() + b"\n")
 
@@ -292,8 +280,11 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.output is not None and arguments.output.endswith(".npy"):
         vectors = np.array([vector for _, vector in embedded], np.float32)
         vectors = vectors.reshape(-1, run.config.model.hidden_size)  # of no texts, too
-        with whole_file(Path(arguments.output)) as file:
-            np.save(file, vectors)
+        header = np.lib.format.header_data_from_array_1_0(vectors)
+        with cache.new_file(Path(arguments.output)) as file:
+            # Not np.save, which wants a file that it can seek in.
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(vectors.data)
         return
     write(
         (

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from data import cache
 from errors import UserError
 
 # Kind of config -> the command that takes it, one to begin with.
@@ -234,10 +235,8 @@ def check_same(folder: Path, config: ConfigDict) -> None:
 
 def write_run_folder(folder: Path, config: ConfigDict) -> None:
     """Makes the folder and writes `config.json` into it, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "config.json.partial"
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    cache.write_whole(folder / "config.json", text.encode())
 
 
 def read_config(folder: Path) -> ConfigDict:

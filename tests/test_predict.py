@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ import train
 import use
 from configs import bert_mini, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
-from data import inputs, labelled, tokenizer_training, tokenizers
+from data import cache, inputs, labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from models.transformer import logits
@@ -630,6 +631,59 @@ def test_embed_names_the_columns_there_are(runs, tmp_path):
     line = ["predict.py", "embed", f"--workdir={runs.bert}", f"--input={path}"]
     with pytest.raises(UserError, match=r"line 2: no text in a column 'text'.* a, b"):
         predict.main(line)
+
+
+# Files out
+
+
+def test_what_stands_at_the_output_is_written_into(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old")
+    link.symlink_to(target)
+    predict.write(["new"], str(link))
+    assert link.is_symlink() and target.read_text() == "new\n"
+    link.unlink()
+    link.symlink_to(tmp_path / "made")  # of nothing yet
+    predict.write(["new"], str(link))
+    assert link.is_symlink() and (tmp_path / "made").read_text() == "new\n"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    predict.write(["through"], str(pipe))
+    assert os.read(reader, 99) == b"through\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *"target link made pipe".split()
+    }
+
+
+def test_a_full_device_is_told_and_stays():
+    assert cache._is_written_into(Path("/dev/full"))  # else the next line destroys it
+    with pytest.raises(UserError, match="the disk is full: writing full to /dev"):
+        predict.write(["a"] * 9999, "/dev/full")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_dev_stdout_is_where_stdout_goes(tmp_path):
+    program = (
+        "from pathlib import Path; from data.cache import write_whole; "
+        "write_whole(Path('/dev/stdout'), b'ours')"
+    )
+    (tmp_path / "log").write_text("before, ")
+    with (tmp_path / "log").open("a") as log:  # >> log
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=log, check=True
+        )
+    assert (tmp_path / "log").read_text() == "before, ours"
+
+
+def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    reader = os.open(tmp_path / "pipe.npy", os.O_RDONLY | os.O_NONBLOCK)
+    line = ["embed", "--workdir", runs.bert, "--text=the model"]
+    call(capsys, *line, f"--output={tmp_path / 'pipe.npy'}")
+    assert np.load(io.BytesIO(os.read(reader, 9999))).shape == (1, 16)
+    os.close(reader)
 
 
 # Mistakes
