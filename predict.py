@@ -24,7 +24,9 @@ a pair; the words of a sentence, apart by spaces; question, context; context, qu
 """
 
 import argparse
+import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,16 @@ from typing import Any
 import numpy as np
 
 import errors
-from data import cache, inputs
+from data import cache, inputs, labelled
 from data.labelled import Record
 from errors import UserError
 from tasks import KINDS, glue, lines, predictions
 from tasks.encoding import Task
+from tasks.record import COLUMNS
 from use import Run, embed, fill_mask, generate, open_run, predict
 from use.embedding import POOLINGS
 from use.generation import MAX_TOKENS
+from use.labelling import gold_report
 
 
 def main(argv: list[str]) -> int:
@@ -117,6 +121,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         source = command.add_mutually_exclusive_group()
         source.add_argument("--text", help="one text; without it, those of --input")
         source.add_argument("--input", help="a file or tfds:NAME@SPLIT; or else stdin")
+        command.add_argument(
+            "--skip_blank",
+            action="store_true",
+            help="pass over blank lines of a file of texts, which are else an error",
+        )
     return parser.parse_args(argv)
 
 
@@ -130,6 +139,11 @@ TASK_FLAGS = {
 def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
     """The command of a kind of task."""
     command = commands.add_parser(kind.command, help=kind.help)
+    for name in (*kind.columns, "label_column"):
+        several = ", A,B if several" if name in kind.columns else ""
+        command.add_argument(
+            f"--{name}", help=f"of a labelled file{several} [the run's task.{name}]"
+        )
     for part in kind.line:
         for flag in lines.FLAGS[part]:
             if flag in TASK_FLAGS:
@@ -193,7 +207,7 @@ def generate_command(run: Run, arguments: argparse.Namespace) -> None:
 def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
     texts = [("--text", arguments.text)]
     if arguments.text is None:
-        texts = inputs.read_lines(arguments.input)
+        texts = inputs.read_lines(arguments.input, arguments.skip_blank)
     for _, text in texts:
         found = fill_mask(run, text, arguments.top)
         print(text)
@@ -205,21 +219,63 @@ def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
 
 def task_command(run: Run, arguments: argparse.Namespace) -> None:
     """classify, similarity, tag, answer and choose."""
-    task, kind, labels = run.task, run.kind, run.labels
-    if not inputs.is_labelled(arguments.input):
-        task = lines.line_task(kind, task)
+    kind, labels, task = run.kind, run.labels, asked_task(run, arguments)
     output, glue_name = arguments.output, ""
     if arguments.format == "glue":
         glue_name = glue_task(run)
         output = glue_output(output, glue_name, arguments.input)
     check_output(output)
-    predicted = predict(run, records_of(run, arguments, task), task)
+    known: list[tuple[Record, dict[str, Any]]] = []
+    predicted = noted(predict(run, records_of(run, arguments, task), task), known)
     if arguments.format == "glue":
         write(glue.lines(glue_name, labels, predicted), output)
     elif arguments.format == "jsonl":
         write(predictions.json_lines(predicted), output)
     else:
         write(predictions.table(kind, task, labels, predicted), output)
+    if known:
+        print(gold_report(run, known, task), file=sys.stderr)
+
+
+def noted(
+    predicted: predictions.Predicted, known: list[tuple[Record, dict[str, Any]]]
+) -> predictions.Predicted:
+    """The same; those of records with a label are kept."""
+    for record, prediction in predicted:
+        if "gold" in prediction:
+            known.append((record, prediction))
+        yield record, prediction
+
+
+def asked_task(run: Run, arguments: argparse.Namespace) -> Task:
+    """The run's task, with the columns that flags name, or as lines have it.
+
+    Raises:
+      UserError: columns of what has none, or another number of them than the task's.
+    """
+    flags = vars(arguments)
+    given = {
+        name: flags[name]
+        for name in (*run.kind.columns, "label_column")
+        if flags[name] is not None
+    }
+    if not inputs.is_labelled(arguments.input):
+        if given:
+            raise UserError(
+                f"--{next(iter(given))} is for a labelled --input "
+                f"({' '.join(labelled.SUFFIXES)}), whose columns have names: remove it"
+            )
+        return lines.line_task(run.kind, run.task)
+    columns = {name: (*given[name].split(","),) for name in given if name in COLUMNS}
+    for name, found in columns.items():
+        before = getattr(run.task, name)
+        # Answers are one column with a list, or a column for each.
+        if len(found) != len(before) and name != "answer_columns":
+            raise UserError(
+                f"--{name}={given[name]} names {len(found)} column(s), but the run's "
+                f"task has {len(before)} ({', '.join(before) or 'none'})"
+            )
+    return dataclasses.replace(run.task, **given | columns)
 
 
 def records_of(run: Run, arguments: argparse.Namespace, task: Task) -> Iterator[Record]:
@@ -235,7 +291,14 @@ def records_of(run: Run, arguments: argparse.Namespace, task: Task) -> Iterator[
         if name in flags and flags[name] is not None
     }
     if not given:
-        yield from lines.read_records(arguments.input, run.kind, task, run.labels)
+        yield from lines.read_records(
+            arguments.input,
+            run.kind,
+            task,
+            run.labels,
+            skip_blank=arguments.skip_blank,
+            wants_labels=arguments.label_column is not None,
+        )
         return
     if "text" not in given:
         raise UserError(f"--{next(iter(given))} goes with --text, which is missing")
@@ -275,7 +338,9 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     texts = [("--text", arguments.text)]
     if arguments.text is None:
-        texts = inputs.read_texts(arguments.input, arguments.column)
+        texts = inputs.read_texts(
+            arguments.input, arguments.column, arguments.skip_blank
+        )
     embedded = embed(run, texts, arguments.pooling)
     if arguments.output is not None and arguments.output.endswith(".npy"):
         vectors = np.array([vector for _, vector in embedded], np.float32)

@@ -328,6 +328,32 @@ def test_lines_come_from_a_file(runs, capsys, tmp_path):
     assert out.count("[MASK]:") == 2
 
 
+def test_blank_lines_are_passed_over_where_asked(runs, capsys, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("the model\n\n \na text\n")
+    line = ["embed", f"--workdir={runs.bert}", f"--input={path}"]
+    with pytest.raises(UserError, match=r"line 2 is blank: .*--skip_blank"):
+        predict.main(["predict.py", *line])
+    capsys.readouterr()
+    found = read_json_lines(call(capsys, *line, "--skip_blank"))
+    assert [row["place"] for row in found] == [f"{path}, line {n}" for n in (1, 4)]
+    path.write_text("\n")
+    predict.main(["predict.py", *line, "--skip_blank"])
+    assert capsys.readouterr().err == f"{path} holds no text\n"
+
+
+def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
+    bert = use.open_run(runs.bert)
+    known, strange = "the [MASK] reads", "모델은 [MASK] 읽는다"
+    use.fill_mask(bert, known)
+    list(use.embed(bert, [("x", "the model")]))
+    assert "unknown" not in capsys.readouterr().err
+    use.fill_mask(bert, strange)
+    assert "40.0% of the pieces are unknown to the tok" in capsys.readouterr().err
+    list(use.embed(bert, [("x", "the model"), ("y", "모델은 읽는다")]))
+    assert "50.0% of the pieces are unknown to the tok" in capsys.readouterr().err
+
+
 def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
     gpt, bert = use.open_run(runs.gpt), use.open_run(runs.bert)
     line = ["generate", "--workdir", runs.gpt, "--prompt=the model", "--seed=1"]
@@ -492,6 +518,87 @@ def test_a_file_gets_the_predictions_of_finetune(tuned, capsys, tmp_path, monkey
     assert rows[0][begin:].startswith(name[0] if tuned.kind == "tagging" else name)
 
 
+@pytest.mark.parametrize("tuned", ["classify"], indirect=True)
+def test_a_labelled_file_is_scored(tuned, capsys, tmp_path):
+    line = [tuned.command, "--workdir", tuned.run]
+    call(capsys, *line, "--input", tuned.test)  # stderr is left
+    predict.main(["predict.py", *map(str, line), f"--input={tuned.test}"])
+    results = json.loads((tuned.run / "results.json").read_text())["splits"]["test"]
+    told = capsys.readouterr().err
+    assert "14 records with labels: " in told
+    for name in ("accuracy", "macro_f1"):
+        assert f"{name} {results[name]:.4g}" in told
+    # a label that the run does not know, and one that is missing
+    records = [json.loads(row) for row in Path(tuned.test).read_text().splitlines()]
+    records[0]["label"], records[1]["label"] = "perhaps", ""
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    predict.main(["predict.py", *map(str, line), f"--input={path}"])
+    shown = capsys.readouterr()
+    assert "12 records with labels: accuracy" in shown.err
+    assert "1 records that were left out: 'perhaps' (1); it has" in shown.err
+    assert " perhaps " in shown.out
+
+
+@pytest.mark.parametrize("tuned", ["similarity"], indirect=True)
+def test_labels_that_cannot_be_read_are_told_after_the_predictions(
+    tuned, capsys, tmp_path
+):
+    path = tmp_path / "new.tsv"
+    path.write_text("sentence1\tsentence2\tscore\nthe model\ta text\tmuch\n")
+    assert not predict.main(
+        ["predict.py", "similarity", f"--workdir={tuned.run}", f"--input={path}"]
+    )
+    shown = capsys.readouterr()
+    assert "much" in shown.out.splitlines()[1]
+    assert f"no score: {path}, line 2: the score in column 'score'" in shown.err
+
+
+@pytest.mark.parametrize("tuned", ["classify", "choose"], indirect=True)
+def test_columns_of_another_name_are_said_with_flags(tuned, capsys, tmp_path):
+    task = use.open_run(tuned.run).task
+    names = (*task.text_columns, *task.question_columns, *task.answer_columns)
+    renamed = {name: f"my_{name}" for name in (*names, task.label_column)}
+    records = [json.loads(row) for row in Path(tuned.test).read_text().splitlines()]
+    path = tmp_path / "new.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({renamed.get(name, name): x for name, x in record.items()})
+            + "\n"
+            for record in records
+        )
+    )
+    line = [tuned.command, f"--workdir={tuned.run}", "--format=jsonl"]
+    missing = r".*and no ".join(f"'{name}' .--" for name in sorted(names))
+    message = rf"{path} has no column {missing}.*its columns are .*my_"
+    with pytest.raises(UserError, match=message):
+        predict.main(["predict.py", *line, f"--input={path}"])
+    flags = [
+        f"--{name}=" + ",".join(renamed[column] for column in getattr(task, name))
+        for name in ("text_columns", "question_columns", "answer_columns")
+        if getattr(task, name)
+    ]
+    flags.append(f"--label_column=my_{task.label_column}")
+    found = call(capsys, *line, *flags, f"--input={path}")
+    expected = call(capsys, *line, f"--input={tuned.test}")
+    assert found.replace(str(path), tuned.test) == expected
+    with pytest.raises(UserError, match="--label_column is for a labelled --input"):
+        predict.main(["predict.py", *line, flags[-1], "--text=a"])
+    with pytest.raises(UserError, match=r"names 3 column.s., but the run's task has"):
+        predict.main(["predict.py", *line, "--text_columns=a,b,c", f"--input={path}"])
+    with pytest.raises(UserError, match=r"no column 'nowhere' \(--label_column\)"):
+        wrong = "--label_column=nowhere"
+        predict.main(["predict.py", *line, *flags[:-1], wrong, f"--input={path}"])
+
+
+@pytest.mark.parametrize("tuned", ["classify"], indirect=True)
+def test_unknown_pieces_of_a_task_are_told(tuned, capsys):
+    line = [tuned.command, "--workdir", tuned.run]
+    for text, told in (("the model", False), ("모델은 읽는다", True)):
+        predict.main(["predict.py", *map(str, line), f"--text={text}", "--text_b=a"])
+        assert ("% of the pieces are unknown" in capsys.readouterr().err) == told
+
+
 LINES = {
     "classify": ["--text=the model", "--text_b=a text"],
     "similarity": ["--text=the model", "--text_b=a text"],
@@ -530,7 +637,7 @@ def test_flags_and_lines_say_the_same(tuned, capsys, monkeypatch):
 
 WRONG = {
     "classify": [
-        ([], b"a\tb\n\n", "stdin, line 2 is empty"),
+        ([], b"a\tb\n\n", "stdin, line 2 is blank: .*--skip_blank"),
         ([], b"a\tb\tc\n", r"line 1: 3 text\(s\).* 2 \(sentence1, sentence2\)"),
         ([], b"a\t \n", "line 1: the sentence2 is empty"),
         ([], b"\xff\n", "stdin, line 1: not UTF-8"),
@@ -702,7 +809,7 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
             "classify is not for .*predict.py fill_mask",
         ),
         ("bert", ["embed", "--text= "], "--text has no text"),
-        ("bert", ["embed", "--text=a", "--output=no/x.npy"], "there is no folder no"),
+        ("bert", ["embed", "--text=a", "--output=no/x.npy"], r"no folder .*no: make"),
         (
             "gpt",
             ["fill_mask", "--text=[MASK]"],

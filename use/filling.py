@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import models
-from data.tokenizers import Tokenizer
+from data.tokenizers import Tokenizer, count_unknown
 from errors import UserError
 from models.transformer import logits
 from use.run import Run
@@ -20,6 +20,8 @@ STAND_INS = 64  # words tried in a mask's place that begin words; as many that d
 
 def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """For each [MASK] in the text the `top` likeliest words, with their probabilities.
+
+    Says on stderr how many pieces are unknown.
 
     Raises:
       UserError: the run cannot do it, no mask in the text, or a text that is too long.
@@ -31,6 +33,7 @@ def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]
             "none: fine-tune it, or use predict.py embed"
         )
     ids, masked = encode_masked(run, text)
+    run.tell_unknown(count_unknown(run.tokenizer, ids), len(ids))
     found = []
     for row in mask_probabilities(run, ids, masked):
         best = np.argsort(row)[::-1][:top]
