@@ -56,8 +56,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"the disk is full: writing {path.name} to {path.parent} failed with "
-            f"{free / 1e6:.1f} MB free. Free some space, or set FOREWORD_CACHE to a "
-            "folder on a larger disk; what is finished is kept, run again to go on."
+            f"{free / 1e6:.1f} MB free. Free some space, or name a place on a larger "
+            "disk (of the cache: FOREWORD_CACHE); what is finished is kept, run again "
+            "to go on"
         ) from error
 
 
