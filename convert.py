@@ -11,6 +11,7 @@ predict.py. `export` writes a folder that transformers loads.
 """
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,7 @@ def import_model(source: str, workdir: Path) -> None:
     Raises:
       UserError: names what is missing, too much, misshapen or not supported.
     """
-    if workdir.exists() and any(workdir.iterdir()):
-        raise UserError(
-            f"--workdir={workdir} is not empty: name a new folder, or delete it"
-        )
+    check_is_new("workdir", workdir)
     given = read_source(find_folder(source))
     tokenizer = given.tokenizer
     fields = given.fields | pretraining_heads(given.architecture, given.weights)
@@ -121,6 +119,15 @@ def import_model(source: str, workdir: Path) -> None:
         f"labels: {', '.join(labels) or 'none'}\n"
         f"weights left: {', '.join(left) or 'none'}"
     )
+
+
+def check_is_new(flag: str, folder: Path) -> None:
+    """Raises UserError unless there is nothing, or an empty folder."""
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise UserError(f"--{flag}={folder} is not empty: name a new folder")
+    elif os.path.lexists(folder):
+        raise UserError(f"--{flag}={folder} is there and no folder: name a new one")
 
 
 def make_config(
@@ -298,8 +305,7 @@ def export_model(workdir: Path, target: Path) -> None:
     Raises:
       UserError: transformers has no such model, or the folder is not empty.
     """
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"--target={target} is not empty: name a new folder")
+    check_is_new("target", target)
     config = configs.read_config(workdir)
     params, step = load_params(workdir)
     fields = config.model.to_dict()

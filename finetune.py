@@ -142,7 +142,7 @@ def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result
     summary = summarize_seeds(outcomes)
     if parallel.is_first():
         target = workdir / "seeds.json"
-        target.write_text(json.dumps(summary, indent=2) + "\n")
+        cache.write_whole(target, f"{json.dumps(summary, indent=2)}\n".encode())
     print(f"\n{config.name}, {count} seeds ({workdir / 'seeds.json'})")
     for split, metrics in summary["splits"].items():
         for name, values in metrics.items():
@@ -525,7 +525,7 @@ def write_results(
         target = workdir / f"predictions_{split}.jsonl"
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in predicted)
         if parallel.is_first():
-            target.write_text("".join(lines), encoding="utf-8")
+            cache.write_whole(target, "".join(lines).encode())
         results["splits"][split] = values
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
@@ -533,7 +533,7 @@ def write_results(
             results["failed"] = True
             print("FAILED: the run predicts the same for every example")
     if parallel.is_first():
-        before.write_text(json.dumps(results, indent=2) + "\n")
+        cache.write_whole(before, f"{json.dumps(results, indent=2)}\n".encode())
 
 
 # Recording, reporting.

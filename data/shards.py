@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from data.cache import cache_folder, digest, new_file
 from data.corpora import Corpus, is_heldout
-from data.tokenizers import Tokenizer
+from data.tokenizers import Tokenizer, count_unknown
 from errors import UserError
 
 FORMAT_VERSION = 2
@@ -234,7 +234,7 @@ def write_part(
             "documents": len(document_offsets) - 1,
             "skipped": len(mine) - len(document_offsets) + 1,
             "tokens": len(tokens),
-            "unknown": _count_unknown(tokens, tokenizer),
+            "unknown": count_unknown(tokenizer, tokens),
             "text_bytes": sum(_utf8_bytes(document) for document in mine),
         }
     _write_json(folder / f"{number:05d}.json", counts)
@@ -490,12 +490,6 @@ def _check_ids(tokens: Int32[np.ndarray, " N"], tokenizer: Tokenizer) -> None:
             f"{tokenizer.vocab_size} pieces (ids 0 to {tokenizer.vocab_size - 1}). Its "
             "files do not belong together; bring a consistent set."
         )
-
-
-def _count_unknown(tokens: Integer[np.ndarray, " N"], tokenizer: Tokenizer) -> int:
-    if "unk" not in tokenizer.special_ids:
-        return 0  # byte-level vocabularies know everything
-    return int(np.count_nonzero(tokens == tokenizer.special_ids["unk"]))
 
 
 def _warn_of_unknown_pieces(counts: list[dict]) -> bool:

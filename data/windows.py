@@ -283,8 +283,8 @@ def check_text(text: Text) -> None:
 def _rows_of_host(batch_size: int, index: int, count: int) -> Int64[np.ndarray, " B"]:
     if batch_size < 1 or batch_size % count:
         raise UserError(
-            f"data.batch_size={batch_size} does not divide over {count} host(s); "
-            f"choose a multiple of {count}."
+            f"data.batch_size={batch_size} does not divide over {count} host(s): "
+            f"choose {count}, or a multiple of it"
         )
     rows = batch_size // count
     return np.arange(index * rows, (index + 1) * rows)

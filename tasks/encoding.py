@@ -294,7 +294,7 @@ def field(record: Record, column: str) -> Any:
     if column not in record.fields:
         raise UserError(
             f"{record.place}: no column {column!r}; the columns there are "
-            f"{', '.join(map(repr, record.fields))}; set the task's columns to these"
+            f"{', '.join(map(repr, record.fields))}; every record needs it"
         )
     return record.fields[column]
 

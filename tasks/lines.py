@@ -12,6 +12,7 @@ from typing import Any
 from data import inputs, labelled
 from data.labelled import Record
 from errors import UserError
+from tasks import splits
 from tasks.encoding import Task
 from tasks.record import Kind
 
@@ -26,17 +27,28 @@ FLAGS = {
 
 
 def read_records(
-    source: str | None, kind: Kind, task: Task, labels: tuple[str, ...]
+    source: str | None,
+    kind: Kind,
+    task: Task,
+    labels: tuple[str, ...],
+    *,
+    skip_blank: bool,
+    wants_labels: bool,
 ) -> Iterator[Record]:
     """The records of a source; of lines those of `line_task`.
 
     Raises:
-        UserError: as `labelled.read`, `inputs.read_lines` and `line_record`.
+        UserError: as `labelled.read`, `splits.check_columns`, of the labels only where
+            they are wanted, `inputs.read_lines` and `line_record`.
     """
-    if inputs.is_labelled(source):
-        yield from labelled.read(source)
+    if source is not None and inputs.is_labelled(source):
+        records = labelled.read(source)
+        named = splits.column_names(task, wants_labels)
+        flags = {column: f"--{name}" for column, name in named.items()}
+        splits.check_columns(source, records, flags, f"{min(flags.values())}=NAME")
+        yield from records
         return
-    for place, line in inputs.read_lines(source):
+    for place, line in inputs.read_lines(source, skip_blank):
         yield line_record(line.split("\t"), kind, task, labels, place)
 
 

@@ -271,9 +271,13 @@ def test_unknown_and_missing_settings_are_named():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.optim.learning_rte=1"], 'Did you mean "learning_rate"'),
-        (["--config.optm.learning_rate=1"], 'Did you mean "optim"'),
-        (["--config.data.batch_size=1.5"], "invalid literal for int.*1.5"),
+        (["--config.optim.learning_rte=1"], r"did you mean --config.optim.learning_r"),
+        (["--config.optm.learning_rate=1"], r"did you mean --config.optim.learning_r"),
+        (["--config.learning_rate=1"], r"did you mean --config.optim.learning_rate\?"),
+        (["--config.optim.lr=1"], r"optim.lr is no .*mean --config.optim.learning_r"),
+        (["--config.run.mesh=2"], r"run.mesh is no .*did you mean --config.run.mesh.d"),
+        (["--config.qqq=2"], r"qqq is no setting of .*bert_mini.py: see --show_config"),
+        (["--config.data.batch_size=1.5"], "invalid literal for int.*: '1.5' "),
         (["--wrkdir=x"], "Did you mean: workdir"),
         (["tiny"], "'tiny' is not a flag"),
     ],

@@ -579,6 +579,15 @@ def test_folders_that_are_not_there_or_not_empty(imported, tmp_path, monkeypatch
         convert.import_model(str(GOLDEN / "bert_span"), run)
     with pytest.raises(UserError, match="is not empty"):
         convert.export_model(run, run)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for target in (Path("/dev/full"), run / "config.json", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"{target} is there and no folder"):
+            convert.export_model(run, target)
+    (tmp_path / "link").unlink()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    convert.export_model(run, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and any((tmp_path / "there").iterdir())
 
 
 # Other ways to keep the same weights

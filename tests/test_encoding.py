@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from task_examples import (
     CHOICE,
     CLS,
@@ -469,3 +470,24 @@ def test_a_family_needs_its_special_tokens(tmp_path):
         UserError, match=r"start, delimiter, extract; .* no delimiter, extract, st"
     ):
         encoding.make_frame(bert, models.FAMILIES["gpt"])
+
+
+def test_all_columns_that_a_file_lacks_are_named_with_their_settings(tmp_path):
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("sentence,sentiment\na good film,yes\na bad film,no\n")
+    test.write_text("text\na film\n")
+    data = {"train": str(train), "eval": "", "eval_fraction": 0.5, "test": str(test)}
+    data = ConfigDict(data | {"train_examples": 0})
+    with pytest.raises(UserError) as raised:
+        splits.read(data, 0, KINDS["classification"], TOPIC)
+    message = str(raised.value)
+    assert (
+        "train.csv has no column 'label' (task.label_column) and no 'text'" in message
+    )
+    assert "(task.text_columns); its columns are 'sentence', 'sentiment'" in message
+    assert "line" not in message
+    train.write_text("text,label\na good film,yes\na bad film,no\n")
+    assert splits.read(data, 0, KINDS["classification"], TOPIC)[0]["test"]
+    test.write_text("txt,label\na film,yes\n")
+    with pytest.raises(UserError, match=r"test.csv has no column 'text' \(task.text_c"):
+        splits.read(data, 0, KINDS["classification"], TOPIC)

@@ -1076,3 +1076,5 @@ def test_batches_that_do_not_divide_over_hosts(all_examples):
         windows.training_batches(
             all_examples["causal"], batch_size=6, seed=0, host_count=4
         )
+    with pytest.raises(UserError, match=r"data\.batch_size=0 .*: choose 1, or a mul"):
+        windows.training_batches(all_examples["causal"], batch_size=0, seed=0)

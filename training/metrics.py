@@ -34,6 +34,7 @@ class MetricsWriter:
             if "eval/loss" in row
         }
         if writes:
+            path = path.resolve()
             partial = path.with_suffix(".partial")  # others may be reading it
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
             partial.replace(path)
