@@ -229,13 +229,17 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     run that resumes in `workdir`.
 
     Raises:
-      UserError: see `splits.read`, `read_origin` and `splits.encode`.
+      UserError: training data that nothing can be learnt from; see `splits.read`,
+        `read_origin` and `splits.encode`.
     """
     kind = KINDS[config.task.kind]
     task = splits.make_task(config, kind)
     records, labels = parallel.first_alone(
         lambda: splits.read(config.data, config.seed, kind, task)
     )
+    why = kind.misfit(records["train"], task, labels, config.task.metric)
+    if why:
+        raise UserError(why)
     origin = read_origin(config, task, records["train"], workdir)
     encoded = splits.encode_all(
         config.data, kind, task, origin.tokenizer, origin.family, records, labels
@@ -501,7 +505,7 @@ def measure(
         prediction["gold"] = record.fields[task.label_column]
     means = step.term_means(loop.sum_terms(terms))
     values = {name: float(value) for name, value in means.items()}
-    return values | kind.measure(predicted, examples.labels), predicted
+    return values | kind.measure(predicted, examples.labels, task), predicted
 
 
 def write_results(

@@ -80,7 +80,7 @@ class Examples:
     Attributes:
         labels: names in the order of their ids; empty for a kind that has none.
         encoded: one a record; of a kind that reads through windows one a window.
-        cuts: a line for every record that lost text, with its place.
+        cuts: a line for every record that lost text or its answer, with its place.
         pad: id of the padding.
     """
 

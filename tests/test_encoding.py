@@ -188,6 +188,15 @@ def test_tagging_labels_first_pieces(tokenizer, family):
     assert ("token_types" in batch) == (family == "bert")
 
 
+def test_words_whose_tag_is_minus_100_are_not_counted(tokenizer):
+    rows = records({"words": ["a", "b", "c"], "tags": ["B-X", "-100", "O"]})
+    assert label_names(rows, TAGGING) == ("B-X", "O")
+    arrays = encode(rows, TAGGING, tokenizer, "bert").encoded[0].arrays
+    assert arrays["labels"].tolist() == [0, 0, 0, 1, 0]
+    assert arrays["weights"].tolist() == [0, 1, 0, 1, 0]
+    assert arrays["word_ids"].tolist() == [0, 1, 2, 3, 0]
+
+
 def test_words_beyond_the_window_are_reported(tokenizer):
     words = ["a", "b", "cxyxyxy", "d"]
     rows = records({"words": words, "tags": ["O"] * 4})
@@ -259,6 +268,31 @@ def test_span(tokenizer):
         *(START, Q, DELIMITER),
         *(A, B, X, Y, C, EXTRACT),
     ]
+    # No answer is at the last token, which alone has read all; before at the first.
+    nulls = {"readout": [8, 8, 7, 5], "first": [0, 0, 0, 0]}
+    for null_position, expected in nulls.items():
+        decoder = encode(
+            rows, SPAN, tokenizer, "gpt", null_position=null_position, **settings
+        )
+        found = [(one.places["starts"], one.places["ends"]) for one in decoder.encoded]
+        assert found == [(3, 6), *((null, null) for null in expected[1:])]
+        assert [one.origin.null for one in decoder.encoded] == expected
+
+
+def test_answers_in_no_window_are_said_and_left_out(tokenizer):
+    """Windows of 5 pieces, each 3 further on: pieces 2 to 6 are in none."""
+    answers = spans(("xy c, D", 3)), spans(("xy c", 3))
+    row = {"question": "q", "context": CONTEXT}
+    rows = records(*(row | {"answers": answer} for answer in answers))
+    settings = {"max_length": 9, "stride": 3, "labels": ()}
+    examples = encode(rows, SPAN, tokenizer, "bert", **settings)
+    (cut,) = examples.cuts
+    assert cut == (
+        "f.tsv, line 2: the answer, 5 pieces, is in no window of 5, and the question "
+        "is left out"
+    )
+    weights = [one.slot["weights"] for one in examples.encoded]
+    assert weights == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -353,6 +387,7 @@ def test_a_side_longer_than_the_window_is_cut_and_reported(
         (PAIR, {"hypothesis": ""}, "column 'hypothesis' is empty"),
         (SIMILARITY, {"score": "high"}, "score in column 'score' is 'high'"),
         (SIMILARITY, {"score": "nan"}, "score in column 'score' is 'nan'"),
+        (SIMILARITY, {"score": "1e39"}, "'1e39', more than 1e[+]15.*: scale"),
         (CHOICE, {"choices": ["c"]}, "1 answers, but the labels '0', '1' stand for 2"),
         (CHOICE, {"choices": ["c", " "]}, "finds no text in column 'choices'"),
         (CHOICE, {"choices": "c"}, "a list of answers is expected"),

@@ -100,6 +100,7 @@ def some_records(kind, count=9):
 
 
 OWN = {"data.max_question_length": 4, "data.window_stride": 4}
+OWN["task.null_position"] = "readout"
 TASKS = {
     "classification": Task("classification", ("a", "b"), "label", None),
     "similarity": Task("similarity", ("a", "b"), "label", None),

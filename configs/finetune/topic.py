@@ -29,9 +29,13 @@ def get_config(arg: str = "") -> ConfigDict:
             "text_columns": ("text",),  # two of them are a pair
             "label_column": "label",
             "labels": (),  # in the order of their ids; () learns them from the data
+            "positive_label": "",  # whose F1 is measured; "": the last of two labels
             "question_columns": (),  # of choice and span
             "answer_columns": (),  # of choice: one with a list, or one for each answer
             "null_answers": False,  # span: "" where no answer scores better
+            # span: the token that stands for no answer: the one that is read out, [CLS]
+            # or a decoder's last; "first" is for decoders that were trained so before.
+            "null_position": "readout",
             "metric": "accuracy",  # whose best checkpoint is kept
         }
     )
