@@ -247,6 +247,8 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     for name, examples in encoded.examples.items():
         cut = cut_report(examples, config.data.max_length)
         print(f"{name}: {len(records[name])} examples; {cut}")
+        if repeated := splits.repeated_id(records[name]):
+            print(f"{name}: {repeated}")
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
@@ -538,9 +540,27 @@ def write_results(
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
-            print("FAILED: the run predicts the same for every example")
+            print(
+                "FAILED: the run predicts the same for every example. "
+                f"{usual_causes(tuning, job.total_steps)}"
+            )
     if parallel.is_first():
         before.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def usual_causes(tuning: Tuning, steps: int) -> str:
+    """Of a run that failed, and how it is with them here."""
+    optim, data = tuning.config.optim, tuning.splits.examples["train"]
+    tokens = np.concatenate([example.arrays["tokens"] for example in data.encoded])
+    # No id is -1, which stands for a tokenizer without an unknown piece.
+    unknown = np.mean(tokens == tuning.origin.tokenizer.special_ids.get("unk", -1))
+    return (
+        f"The usual causes: too few updates (here {steps} in {optim.epochs:g} epochs: "
+        "raise optim.epochs); a rate too low or too high (here optim.learning_rate="
+        f"{optim.learning_rate:g}: try a third of it and three times as much; "
+        "--seeds=5 shows how often it fails); text that the tokenizer does not know "
+        f"(here {unknown:.1%} unknown pieces: begin from a run on such text)"
+    )
 
 
 # Recording, reporting.

@@ -95,12 +95,13 @@ class Examples:
 
 
 def cut_report(examples: Examples, max_length: int) -> str:
-    """How much text was lost, for the log; names the first place."""
+    """How much was lost, for the log; names the first place."""
     if not examples.cuts:
         return f"every text fits into max_length={max_length}"
+    count, more = len(examples.cuts), ", ..." if len(examples.cuts) > 1 else ""
     return (
-        f"{len(examples.cuts)} text(s) were cut to max_length={max_length}, "
-        f"the first: {examples.cuts[0]}"
+        f"max_length={max_length} cost {count} record(s) text or answer: "
+        f"{examples.cuts[0]}{more}"
     )
 
 

@@ -206,7 +206,7 @@ def test_words_beyond_the_window_are_reported(tokenizer):
     assert batch["word_ids"] == [[0, 1, 2, 3, 0, 0, 0, 0]]
     assert examples.cuts == ["f.tsv, line 2: 3 of 4 words are in view"]
     report = encoding.cut_report(examples, 8)
-    assert report.startswith("1 text(s) were cut to max_length=8, the first: f.tsv")
+    assert report.startswith("max_length=8 cost 1 record(s) text or answer: f.tsv")
 
 
 def test_words_of_byte_level_bpe_begin_with_a_space(tokenizer):
@@ -470,7 +470,7 @@ def test_bad_settings_are_named(tokenizer):
         config.task.update(spec)
         return splits.make_task(config, KINDS[config.task.kind])
 
-    assert make() == Task("classification", ("text",), "label", None)
+    assert make() == TOPIC
     with pytest.raises(UserError, match=r"task.text_columns=.'text',.*takes 2 of them"):
         make(kind="similarity")
     with pytest.raises(UserError, match=r"task.answer_columns=..: .*takes 1 to 99"):
@@ -492,8 +492,10 @@ def test_a_task_has_the_settings_that_its_kind_reads():
     assert fits(config) is None
     config.data.max_length = config.data.max_question_length + 3
     assert "no room for context beside 32 pieces" in fits(config)
-    config.data.max_length += 1
+    config.data.max_length += 48
     assert fits(config) is None
+    config.data.max_length -= 1  # answers between windows would be in none
+    assert "data.window_stride=48 is more than the 47 pieces of context" in fits(config)
 
 
 def test_a_family_needs_its_special_tokens(tmp_path):

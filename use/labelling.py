@@ -22,7 +22,7 @@ def predict(
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Each record with its prediction, as finetune.py writes it, in order.
 
-    Says on stderr which texts were cut.
+    Says on stderr what was cut.
 
     Args:
         task: the run's own, or as the records have it (`lines.line_task`).

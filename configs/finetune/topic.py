@@ -6,7 +6,8 @@
 The file (.tsv, .csv, .jsonl, .parquet, with .gz if you like, or tfds:NAME@SPLIT) has
 the columns `text` and `label`; labels are names. Rates: the old layers move at 1e-4,
 the new head ten times as fast, for small models as the minis (Turc et al. 2019 searched
-3e-5 to 3e-4); BERT-base and up want 2e-5 to 5e-5. No result has been measured yet.
+3e-5 to 3e-4); BERT-base and up want 2e-5 to 5e-5. On 25 classes of glosses a small BERT
+has 0.760 with all labels, from scratch 0.702 (docs/results.md).
 """
 
 from ml_collections import ConfigDict
