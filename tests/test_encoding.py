@@ -330,6 +330,15 @@ def test_unlabelled_data_needs_no_label_column(tokenizer):
         assert batch["example_ids"] == [[0, -1]]
 
 
+def test_ids_that_records_share_are_said():
+    rows = records({"id": "a"}, {"id": "b"}, {"id": "a"}, {"id": ["c"]}, {"x": "a"})
+    said = splits.repeated_id(rows)
+    assert said.startswith("1 id of several records each")
+    assert said.endswith("'a' at f.tsv, line 2 and f.tsv, line 4")
+    assert not splits.repeated_id(rows[:2])
+    assert not splits.repeated_id(records({"x": "a"}, {"x": "a"}))
+
+
 def test_labels_sort_as_numbers_where_they_are():
     rows = records(*({"text": "a", "label": str(n)} for n in (10, 9, -1, 10)))
     assert label_names(rows, TOPIC) == ("-1", "9", "10")

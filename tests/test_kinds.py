@@ -108,6 +108,31 @@ def test_spans_see_their_own_segment():
     np.testing.assert_array_equal(own[0, 0, :5], token_scores[0, :5])
 
 
+@pytest.mark.parametrize(
+    ("family", "null_position", "distinct"),
+    [("bert", "readout", 3), ("gpt", "readout", 3), ("gpt", "first", 1)],
+)
+def test_no_answer_can_be_told_from_the_text(
+    tokenizer, family, null_position, distinct
+):
+    """Its score depends on question and context; a decoder's first token sees none."""
+    parts = ("q", "a b c"), ("q", "d e f"), ("x", "a b c")
+    rows = records(*({"question": q, "context": c} for q, c in parts))
+    changes = {"labels": (), "labelled": False, "null_position": null_position}
+    examples = encode(rows, SPAN, tokenizer, family, **changes)
+    shape = packing.RowShape(3, 16, 1, False)
+    (batch,) = packing.evaluation_batches(examples, shape)
+    model = model_of(KINDS["span"], family, 0)
+    placed = jax.device_put(batch)
+    params = model.init(jax.random.key(0), placed)
+    outputs = np.asarray(model.apply(params, placed)["scores"])
+    nulls = {
+        tuple(found[examples.encoded[index].origin.null].round(7).tolist())
+        for index, found in KINDS["span"].found(batch, outputs)
+    }
+    assert len(nulls) == distinct
+
+
 def test_a_slot_without_an_example_has_no_loss_and_no_gradient():
     batch = {
         "segment_ids": jnp.array([[1, 1, 1, 0]]),
