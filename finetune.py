@@ -541,7 +541,7 @@ def write_results(
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
             print(
-                "FAILED: the run predicts the same for every example. "
+                "FAILED: the run predicts the same for every example. Usual causes:\n"
                 f"{usual_causes(tuning, job.total_steps)}"
             )
     if parallel.is_first():
@@ -555,11 +555,12 @@ def usual_causes(tuning: Tuning, steps: int) -> str:
     # No id is -1, which stands for a tokenizer without an unknown piece.
     unknown = np.mean(tokens == tuning.origin.tokenizer.special_ids.get("unk", -1))
     return (
-        f"The usual causes: too few updates (here {steps} in {optim.epochs:g} epochs: "
-        "raise optim.epochs); a rate too low or too high (here optim.learning_rate="
-        f"{optim.learning_rate:g}: try a third of it and three times as much; "
-        "--seeds=5 shows how often it fails); text that the tokenizer does not know "
-        f"(here {unknown:.1%} unknown pieces: begin from a run on such text)"
+        f"  too few updates: {steps} in {optim.epochs:g} epochs; raise optim.epochs\n"
+        f"  the rate: optim.learning_rate={optim.learning_rate:g}; try a third of it, "
+        "and three times as much\n"
+        f"  text that the tokenizer does not know: {unknown:.1%} of the pieces are "
+        "unknown; above a few percent begin from a run on such text\n"
+        "  chance: --seeds=5 shows how often it fails"
     )
 
 

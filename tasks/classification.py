@@ -42,8 +42,9 @@ def misfit(
         return f"task.positive_label={positive!r} is none of the labels {names}"
     if metric == "f1" and positive is None:
         return (
-            f"task.metric='f1' is of one label, and the data has {names}: name it, "
-            f"task.positive_label={labels[-1]!r}, or measure by macro_f1, that of all"
+            f"task.metric='f1' is of one label, and the data has {names}: name it, as "
+            f"in --config.task.positive_label={labels[-1]}, or measure that of all, "
+            "--config.task.metric=macro_f1"
         )
     return scores.only_one((label_of(record, task)[0] for record in train), task)
 

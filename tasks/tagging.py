@@ -53,7 +53,7 @@ def misfit(
         return (
             f"task.metric={metric!r} counts entities, whose tags are O and B-TYPE, "
             "I-TYPE (or those of IOBES, BILOU, BMES); the tags of the data have "
-            f"{shown}: rewrite them, or set task.metric='accuracy'"
+            f"{shown}: rewrite them, or --config.task.metric=accuracy"
         )
     return scores.only_one(
         (tag for record in train for tag in counted_tags(record, task)), task

@@ -247,7 +247,7 @@ NOTHING = "there is nothing to learn"
         (TOPIC, "accuracy", "xy", [{"label": "x"}] * 2, f"'label', 'x': {NOTHING}"),
         (TOPIC, "accuracy", "xy", [{"label": "x"}, {"label": "y"}], None),
         (TOPIC, "f1", "xyz", [{"label": "x"}], "'f1' is of one label, and.*macro_f1"),
-        (TOPIC, "f1", "xy", [{"label": "x"}], "task.positive_label='y'"),
+        (TOPIC, "f1", "xy", [{"label": "x"}], "[.]positive_label=y, or"),
         (topic_of("x"), "f1", "xyz", [{"label": "x"}, {"label": "z"}], None),
         (
             topic_of("X"),
