@@ -89,7 +89,10 @@ def test_tiny_trains_two_steps_and_resumes(name, corpus, tmp_path, capsys):
     done = train.train(config, workdir)
     assert (done.folder, done.step, done.signal) == (workdir, 2, None)
     assert done.metrics["loss"] > 0
-    assert "held-out loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "held-out loss" in said
+    assert "\ngroup  tensors" in said and "layer_0/" not in said
+    assert "\nlayer_0/" in (workdir / "parameters.txt").read_text()
     assert (workdir / "curves.png").exists()
     assert json.loads((workdir / "config.json").read_text())["name"] == config.name
     assert train.train(config, workdir) == done  # already: says so

@@ -589,7 +589,12 @@ def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys):
     config = topic_config(given, optim__learning_rate=0.0)
     done(config, tmp_path / "run")
     assert results(tmp_path / "run")["failed"]
-    said = capsys.readouterr().out.split("FAILED: ")[1]
+    before, said = capsys.readouterr().out.split("FAILED: ")
+    # Told is a row a group; a row a parameter stands in the run folder.
+    assert "\nhead/.*  4 " in before and "\n.*       37 " in before
+    assert "layer_0/" not in before
+    rows = (tmp_path / "run" / "parameters.txt").read_text().splitlines()
+    assert len(rows) == 1 + 4 + 37
     assert "too few updates: 4 in 1 epochs; raise optim.epochs" in said
     assert "optim.learning_rate=0; try" in said and "--seeds=5" in said
     unknown = float(said.split("does not know: ")[1].split("%")[0])
