@@ -138,6 +138,7 @@ def make_config(
         config = OF_KIND[given.architecture.kind]()
         config.head.dropout = given.head_dropout
         config.task.labels = labels
+        config.task.null_position = "first"  # as transformers' run_qa.py trains it
     else:
         form = FORMATS[given.architecture.model_type]
         config = form.config()

@@ -227,13 +227,17 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     run that resumes in `workdir`.
 
     Raises:
-      UserError: see `splits.read`, `read_origin` and `splits.encode`.
+      UserError: training data that nothing can be learnt from; see `splits.read`,
+        `read_origin` and `splits.encode`.
     """
     kind = KINDS[config.task.kind]
     task = splits.make_task(config, kind)
     records, labels = parallel.first_alone(
         lambda: splits.read(config.data, config.seed, kind, task)
     )
+    why = kind.misfit(records["train"], task, labels, config.task.metric)
+    if why:
+        raise UserError(why)
     origin = read_origin(config, task, records["train"], workdir)
     encoded = splits.encode_all(
         config.data, kind, task, origin.tokenizer, origin.family, records, labels
@@ -241,6 +245,8 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     for name, examples in encoded.examples.items():
         cut = cut_report(examples, config.data.max_length)
         print(f"{name}: {len(records[name])} examples; {cut}")
+        if repeated := splits.repeated_id(records[name]):
+            print(f"{name}: {repeated}")
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
@@ -497,7 +503,7 @@ def measure(
         prediction["gold"] = record.fields[task.label_column]
     means = step.term_means(loop.sum_terms(terms))
     values = {name: float(value) for name, value in means.items()}
-    return values | kind.measure(predicted, examples.labels), predicted
+    return values | kind.measure(predicted, examples.labels, task), predicted
 
 
 def write_results(
@@ -531,9 +537,28 @@ def write_results(
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
-            print("FAILED: the run predicts the same for every example")
+            print(
+                "FAILED: the run predicts the same for every example. Usual causes:\n"
+                f"{usual_causes(tuning, job.total_steps)}"
+            )
     if parallel.is_first():
         cache.write_whole(before, f"{json.dumps(results, indent=2)}\n".encode())
+
+
+def usual_causes(tuning: Tuning, steps: int) -> str:
+    """Of a run that failed, and how it is with them here."""
+    optim, data = tuning.config.optim, tuning.splits.examples["train"]
+    tokens = np.concatenate([example.arrays["tokens"] for example in data.encoded])
+    # No id is -1, which stands for a tokenizer without an unknown piece.
+    unknown = np.mean(tokens == tuning.origin.tokenizer.special_ids.get("unk", -1))
+    return (
+        f"  too few updates: {steps} in {optim.epochs:g} epochs; raise optim.epochs\n"
+        f"  the rate: optim.learning_rate={optim.learning_rate:g}; try a third of it, "
+        "and three times as much\n"
+        f"  text that the tokenizer does not know: {unknown:.1%} of the pieces are "
+        "unknown; above a few percent begin from a run on such text\n"
+        "  chance: --seeds=5 shows how often it fails"
+    )
 
 
 # Recording, reporting.

@@ -246,10 +246,13 @@ def _by_name(tree: dict[str, Any]) -> dict[str, Any]:
 
 def check_same(folder: Path, config: ConfigDict) -> None:
     """Raises UserError, naming what differs, unless a run has this config."""
+    from configs._settings import other_rows, rows_of
+
     before, now = flatten(read_config(folder)), flatten(config)
+    unread = other_rows(now).keys() - rows_of(now).keys()  # those of other kinds
     differing = [
         f"{name} was {before.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"
-        for name in sorted(before.keys() | now.keys())
+        for name in sorted((before.keys() | now.keys()) - unread)
         if not name.startswith("run.")
         and before.get(name, "absent") != now.get(name, "absent")
     ]

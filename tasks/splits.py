@@ -1,5 +1,6 @@
 """The task of a config or a run; the splits of its data read, encoded, in batches."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -20,6 +21,7 @@ from models.family import Family
 from tasks import packing
 from tasks.encoding import Examples, Split, Task, field, in_order, make_frame
 from tasks.packing import RowShape
+from tasks.predictions import IDS
 from tasks.record import COLUMNS, Kind
 
 MIN_LENGTH = 8
@@ -84,6 +86,22 @@ def label_names(kind: Kind, records: list[Record], task: Task) -> tuple[str, ...
     if task.labels is not None:
         return task.labels
     return in_order(name for record in records for name in kind.labels(record, task))
+
+
+def repeated_id(records: list[Record]) -> str:
+    """What is said of records that share their `id` or `idx`; "" where none do."""
+    for column in IDS:
+        ids = [record.fields.get(column) for record in records]
+        seen = collections.Counter(found for found in ids if isinstance(found, str))
+        repeated = [found for found, count in seen.items() if count > 1]
+        if repeated:
+            shared = repeated[0]
+            places = [records[i].place for i, x in enumerate(ids) if x == shared]
+            return (
+                f"{len(repeated)} {column} of several records each, which predictions "
+                f"cannot be told apart by: {shared!r} at {' and '.join(places[:2])}"
+            )
+    return ""
 
 
 def texts(records: list[Record], task: Task) -> Iterator[str]:

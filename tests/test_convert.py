@@ -590,6 +590,12 @@ def test_folders_that_are_not_there_or_not_empty(imported, tmp_path, monkeypatch
     assert (tmp_path / "link").is_symlink() and any((tmp_path / "there").iterdir())
 
 
+def test_an_imported_span_has_no_answer_at_the_first_token(imported):
+    """Where transformers' run_qa.py trains it, for decoders as well."""
+    task = configs.read_config(imported("bert_span")).task
+    assert task.null_position == "first"
+
+
 # Other ways to keep the same weights
 
 

@@ -100,6 +100,7 @@ def some_records(kind, count=9):
 
 
 OWN = {"data.max_question_length": 4, "data.window_stride": 4}
+OWN["task.null_position"] = "readout"
 TASKS = {
     "classification": Task("classification", ("a", "b"), "label", None),
     "similarity": Task("similarity", ("a", "b"), "label", None),
@@ -586,6 +587,33 @@ def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
     config.optim.epochs = 30.0
     with pytest.raises(UserError, match=r"optim.epochs was 25.0, is 30.0"):
         finetune.finetune(config, tmp_path / "run")
+
+
+def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys):
+    config = topic_config(given, optim__learning_rate=0.0)
+    done(config, tmp_path / "run")
+    assert results(tmp_path / "run")["failed"]
+    before, said = capsys.readouterr().out.split("FAILED: ")
+    # Told is a row a group; a row a parameter stands in the run folder.
+    assert "\nhead/.*  4 " in before and "\n.*       37 " in before
+    assert "layer_0/" not in before
+    rows = (tmp_path / "run" / "parameters.txt").read_text().splitlines()
+    assert len(rows) == 1 + 4 + 37
+    assert "too few updates: 4 in 1 epochs; raise optim.epochs" in said
+    assert "optim.learning_rate=0; try" in said and "--seeds=5" in said
+    unknown = float(said.split("does not know: ")[1].split("%")[0])
+    assert 0 <= unknown < 5
+
+
+def test_what_cannot_be_learnt_is_refused_before_anything_is_made(given, tmp_path):
+    (tmp_path / "one.tsv").write_text("text\tlabel\n" + "the model\tmay\n" * 9)
+    for changes, message in (
+        ({"data__train": str(tmp_path / "one.tsv")}, "'may': there is nothing to"),
+        ({"task__metric": "f1"}, "--config.task.positive_label=positive"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune.finetune(topic_config(given, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 RUNS = {  # of the ten pairs of kind and family, whose losses are all tested above

@@ -82,7 +82,7 @@ def gold_report(
         values = {}
         if known:
             encode_chunk(run, [record for record, _ in known], task, labelled=True)
-            values = kind.measure([found for _, found in known], run.labels)
+            values = kind.measure([found for _, found in known], run.labels, task)
     except UserError as error:  # a label that cannot be read
         return f"no score: {error}"
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
