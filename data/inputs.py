@@ -51,7 +51,7 @@ def read_lines(source: str | None) -> Iterator[tuple[str, str]]:
         try:
             yield place, line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8: {error}") from error
+            raise records.not_utf8(place, line) from error
 
 
 def read_texts(source: str | None, column: str) -> Iterator[tuple[str, str]]:

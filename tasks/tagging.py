@@ -31,7 +31,8 @@ from tasks.scores import Batch
 
 
 def tags_of(record: Record, task: Task) -> list[str]:
-    return list_of(record, task.label_column, "a list of tags")
+    tags = list_of(record, task.label_column, "a list of tags")
+    return [tag.strip() for tag in tags]
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:

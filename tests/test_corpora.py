@@ -87,6 +87,35 @@ def test_parquet_over_several_row_groups(tmp_path):
         list(corpus(tmp_path / "a.parquet", "n"))
 
 
+@pytest.mark.parametrize("boundary", corpora.BOUNDARIES)
+def test_the_first_line_keeps_its_indentation(tmp_path, boundary):
+    code = "    def f():\n        return"
+    path = write(tmp_path / "a.txt", f"\n \t\n{code}  \n\n".encode())
+    record = write(
+        tmp_path / "a.jsonl", json.dumps({"text": f"\r\n{code}\n "}).encode()
+    )
+    expected = code.split("\n") if boundary == "line" else [code]
+    assert list(corpus(path, document_boundary=boundary)) == expected
+    assert list(corpus(record, document_boundary=boundary)) == expected
+    # Nor does what is around a text move it to the other side.
+    held = [is_heldout(f"  document {i}\n", 0.05) for i in range(500)]
+    assert held == [is_heldout(f"document {i}", 0.05) for i in range(500)]
+
+
+def test_missing_numbers_where_text_should_be_are_no_documents(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": NaN}\n{"text": "a"}\n')
+    source = corpus(path)
+    assert list(source) == ["a"] and source.empty == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16"])
+def test_encodings_are_guessed_from_whole_characters(tmp_path, encoding):
+    for before in ("", "x"):  # cuts a character of two bytes at one end or the other
+        path = write(tmp_path / "a.txt", (before + KOREAN * 300).encode(encoding))
+        with pytest.raises(UserError, match=f"if it is {encoding}, as it seems, "):
+            list(corpus(path))
+
+
 def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
     for name in ("b", "a", "c,d"):
         write(tmp_path / f"{name}.txt", name.encode())
@@ -97,6 +126,13 @@ def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
 
 # The same in each process that collects the tests.
 NOISE = random.Random(0).randbytes(9999).hex().encode()
+KOREAN = (
+    "이 영화는 정말 재미있었다. 배우들의 연기가 훌륭했고 음악도 좋았다.\n"
+    "다음에 또 보고 싶다.\n"
+)
+LONG_KOREAN = "\n".join(
+    ["x" * n + KOREAN for n in range(40)]
+)  # more than is guessed of
 CUT_SHORT = gzip.compress(NOISE, mtime=0)[:5000]
 PARQUET = b"PAR1" + NOISE[:500] + b"PAR1"
 
@@ -111,6 +147,10 @@ PARQUET = b"PAR1" + NOISE[:500] + b"PAR1"
             "ok\nsch\u00f6n".encode("latin1"),
             r"a.txt, line 2: .*0xf6 at column 4",
         ),
+        ("a.txt", KOREAN.encode("cp949"), "line 1: not UTF-8 .*'이 영화.* -f cp949 -t"),
+        ("a.txt", KOREAN.encode("utf-16"), "line 1: .*'이 영화.* iconv -f utf-16 -t"),
+        ("a.txt", "plain\n".encode("utf-16-le"), "line 1: .*NULs.* -f utf-16-le -t"),
+        ("a.txt", b"id\n\xff", "line 2: not UTF-8 .*convert it to UTF-8 first$"),
         ("a.docx", b"x", "a.docx: the suffix .* .jsonl .* also with .gz or .zst"),
         ("a.parquet.gz", b"x", "a.parquet.gz: the suffix"),
         ("a.txt.gz", CUT_SHORT, "a.txt.gz is damaged"),
