@@ -422,6 +422,28 @@ def test_what_is_too_long_loses_as_much_at_the_front_as_at_the_back(
     assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
 
 
+def test_all_of_a_long_sentence_is_shown(shards_of, tokenizer, pair_framing):
+    """2,000 letters without a full stop; five of them tell where they stand."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(A, A + 26, 2000)
+    text = " ".join(PIECES[token] for token in ids)
+    stream = shards_of([text, "a b c\nd e f"], pair_framing)
+    places = {tuple(ids[i : i + 5].tolist()): i for i in range(len(ids))}
+    batches = windows.training_batches(
+        pair_examples(stream, tokenizer, 128), batch_size=500, seed=0
+    )
+    batch, seen = batches[0], np.zeros(len(ids), bool)
+    for number in range(500):
+        row = row_of(batch, number)
+        clean = original(row)
+        for side in (0, 1):
+            shown = clean[(row["token_types"] == side) & ~np.isin(clean, [*SPECIAL])]
+            if tuple(shown[:5].tolist()) in places:
+                start = places[tuple(shown[:5].tolist())]
+                seen[start : start + len(shown)] = True
+    assert seen.all()
+
+
 def test_pairs(shards_of, tokenizer, pair_framing):
     stream = shards_of(["a b\nc d", "e\nf"], pair_framing)
     examples = pair_examples(
