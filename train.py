@@ -307,7 +307,8 @@ def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
-        f"{data.heldout.num_tokens:,} held-out tokens\n"
+        f"{data.heldout.num_tokens:,} held-out tokens; in the first batch "
+        f"{windows.predicted(data.batches[0])}\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
         f"line to beat: {line.name} {line.loss:.3f} nats; {job.told(first)}",
         flush=True,

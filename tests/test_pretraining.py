@@ -348,6 +348,50 @@ def test_a_special_token_ends_a_word(tokenizer):
         assert {tuple(one) for one in positions.tolist()} == possible
 
 
+def test_text_without_spaces_is_masked_piece_by_piece(tokenizer):
+    """A word of more pieces than any row may predict; and where none of a row fits."""
+    objective = ConfigDict(
+        BERT | {"whole_word": True, "max_predictions": 3, "mask_rate": 0.3}
+    )
+    masking = make_masking(objective, tokenizer)
+    rows = np.array(
+        [
+            [CLS, A, X, Y, Z, B, Y, C, Z, SEP],  # 4, 2 and 2 pieces, of which 3 at most
+            [CLS, A, X, X, X, X, X, X, X, SEP],  # one of 8
+            [CLS, A, X, Y, SEP, PAD, PAD, PAD, PAD, PAD],  # one of 3, and room for 2
+            [CLS, A, X, B, SEP, PAD, PAD, PAD, PAD, PAD],  # B fits into 2, and A X
+            [CLS, UNK, UNK, SEP, PAD, PAD, PAD, PAD, PAD, PAD],  # nothing to predict
+        ],
+        np.int32,
+    )
+    tokens = np.repeat(rows, 300, axis=0)
+    batch = {"tokens": tokens, "segment_ids": (tokens != PAD).astype(np.int32)}
+    drawn = Draws(draws.starts_of(draws.VISITS, 0, rows=np.arange(1500)))
+    found = masking.mask(batch, drawn)
+    chosen = [
+        {
+            tuple(places[weights > 0].tolist())
+            for places, weights in zip(
+                found["predict_positions"][first : first + 300],
+                found["weights"][first : first + 300],
+                strict=True,
+            )
+        }
+        for first in range(0, 1500, 300)
+    ]
+    alone, pairs = {1, 2, 3, 4}, ({5, 6}, {7, 8})
+    for places in chosen[0]:
+        assert len(places) == 3
+        assert all(pair <= {*places} or not pair & {*places} for pair in pairs)
+    assert {p for places in chosen[0] for p in places} == alone | {5, 6, 7, 8}
+    assert chosen[1] == {*itertools.combinations(range(1, 9), 3)}
+    assert chosen[2] == {*itertools.combinations(range(1, 4), 2)}
+    assert chosen[3] == {(1, 2), (3,)}
+    assert chosen[4] == {()}
+    shown = windows.predicted(found)
+    assert shown == "1.9 predictions a row, 300 of 1,500 rows have none"
+
+
 # Next sentence
 
 
