@@ -32,7 +32,7 @@ def is_labelled(source: str | None) -> bool:
 
 
 def read_lines(source: str | None) -> Iterator[tuple[str, str]]:
-    """Place and text of the lines of a file (also .gz and .zst), or None: of stdin.
+    """Place and text of the lines of a file (also compressed), or None: of stdin.
 
     Raises:
         UserError: no such file, or what is not UTF-8.

@@ -14,7 +14,7 @@ test splits are, is left out. Anything else is a file, whose suffix decides:
 - ``.json``: SQuAD 1.1 or 2.0. Fields: id, title, context, question, and answers, a dict
   of the lists text and answer_start, which are empty for an impossible question.
 
-All but Parquet may be compressed (``.gz``, ``.zst``).
+All but Parquet may be compressed, as in `records`.
 
 Every value is text, a list of values or a dict of values. Numbers become text as Python
 writes them, whole ones without a point (1.0 is 1, as it is before a missing value turns

@@ -23,13 +23,13 @@ import socket
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 GUESSED_BYTES = 1 << 14  # of which the encoding is guessed
 TELLING_BYTES = 32  # beyond ASCII, at least
 LINE_BYTES = 256 << 20  # of a longer line that no memory should have to hold
@@ -63,7 +63,7 @@ def format_of(path: Path, known: Iterable[str]) -> str:
             return suffix
     raise UserError(
         f"{path}: the suffix says nothing about the format; known are "
-        f"{' '.join(known)}, all but .parquet also with {' or '.join(COMPRESSIONS)}"
+        f"{' '.join(known)}, all but .parquet also with {' '.join(COMPRESSIONS)}"
     )
 
 
@@ -157,7 +157,54 @@ def _decompressed(path: Path, raw: BinaryIO) -> Any:
         import pyarrow  # a third of a second; zstandard says nothing of a cut file
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 17)
+    if path.suffix == ".bz2":
+        import bz2  # as lzma not part of every Python
+
+        streams = _Streams(raw, bz2.BZ2Decompressor, OSError)
+        return io.BufferedReader(streams, 1 << 17)
+    if path.suffix == ".xz":
+        import lzma
+
+        streams = _Streams(raw, lzma.LZMADecompressor, lzma.LZMAError)
+        return io.BufferedReader(streams, 1 << 17)
     return raw
+
+
+class _Streams(io.RawIOBase):
+    """Compressed streams one after the other, each of them whole.
+
+    `bz2.open` and `lzma.open` take damage at the head of a later one for the end.
+    """
+
+    def __init__(
+        self, raw: BinaryIO, decoder: Callable[[], Any], error: type[Exception]
+    ):
+        self.raw, self.new, self.error = raw, decoder, error
+        self.decoder = decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        found = b""
+        while not found:
+            data, is_between = b"", self.decoder.eof
+            if is_between or self.decoder.needs_input:
+                data = (is_between and self.decoder.unused_data) or self.raw.read(
+                    1 << 17
+                )
+                if not data and is_between:
+                    return 0
+                if not data:
+                    raise EOFError("it ends within a compressed stream")
+                if is_between:
+                    self.decoder = self.new()
+            try:
+                found = self.decoder.decompress(data, len(buffer))
+            except self.error as error:
+                raise OSError(str(error)) from error
+        buffer[: len(found)] = found
+        return len(found)
 
 
 # Formats

@@ -1,8 +1,10 @@
 """Labelled data: the readers, and bad files."""
 
+import bz2
 import collections
 import gzip
 import json
+import lzma
 import re
 
 import numpy as np
@@ -14,7 +16,7 @@ import zstandard
 from task_examples import encode, label_names, letters, spans
 
 from configs.finetune import glue
-from data import docstrings, labelled
+from data import docstrings, labelled, records
 from errors import UserError
 from tasks import KINDS, predictions, splits
 from tasks.encoding import Task, text_of
@@ -45,6 +47,10 @@ def write_table(path):
         content = "\n\n".join(map(json.dumps, TABLE)).encode()
     if name.endswith(".gz"):
         content = gzip.compress(content)
+    elif name.endswith(".bz2"):
+        content = bz2.compress(content)
+    elif name.endswith(".xz"):
+        content = lzma.compress(content)
     elif name.endswith(".zst"):
         content = zstandard.compress(content)
     if name.endswith(".parquet"):
@@ -55,7 +61,7 @@ def write_table(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["t.tsv", "t.tsv.gz", "t.csv", "t.csv.zst", "t.jsonl", "t.jsonl.gz", "t.parquet"],
+    "t.tsv t.tsv.gz t.tsv.xz t.csv t.csv.zst t.jsonl t.jsonl.bz2 t.parquet".split(),
 )
 def test_tables_in_every_format(tmp_path, name):
     path = tmp_path / name
@@ -63,7 +69,7 @@ def test_tables_in_every_format(tmp_path, name):
     found = labelled.read(str(path))
     assert [record.fields for record in found] == TABLE
     last = {"t.tsv": "line 3", "t.csv": "line 4", "t.jsonl": "line 3"}
-    stem = name.removesuffix(".gz").removesuffix(".zst")
+    stem = records.without_compression(name)
     assert found[1].place == f"{path}, {last.get(stem, 'row 2')}"
 
 
