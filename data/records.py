@@ -190,9 +190,8 @@ class _Streams(io.RawIOBase):
         while not found:
             data, is_between = b"", self.decoder.eof
             if is_between or self.decoder.needs_input:
-                data = (is_between and self.decoder.unused_data) or self.raw.read(
-                    1 << 17
-                )
+                left = self.decoder.unused_data if is_between else b""
+                data = left or self.raw.read(1 << 17)
                 if not data and is_between:
                     return 0
                 if not data:
