@@ -393,7 +393,8 @@ def describe(
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
-        f"{data.heldout.num_tokens:,} held-out tokens\n"
+        f"{data.heldout.num_tokens:,} held-out tokens; in the first batch "
+        f"{windows.predicted(data.batches[0])}\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
         f"{describe_course(course_of(config))}\n"
         f"lines to beat, by counting alone, on the held-out text:{''.join(told)}\n"

@@ -32,7 +32,7 @@ def is_labelled(source: str | None) -> bool:
 
 
 def read_lines(source: str | None, skip_blank: bool) -> Iterator[tuple[str, str]]:
-    """Place and text of the lines of a file (also .gz and .zst), or None: of stdin.
+    """Place and text of the lines of a file (also compressed), or None: of stdin.
 
     Says on stderr where there are none.
 
@@ -69,7 +69,7 @@ def _all_lines(source: str | None) -> Iterator[tuple[str, str]]:
         try:
             yield place, line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8: {error}") from error
+            raise records.not_utf8(place, line) from error
 
 
 def read_texts(

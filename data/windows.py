@@ -185,6 +185,16 @@ def glimpse(described: str) -> str:
     return "\n".join(cut)
 
 
+def predicted(batch: Batch) -> str:
+    """How much the rows of a batch predict, and how many of them nothing."""
+    counts = np.count_nonzero(batch["weights"], axis=1)
+    without = np.count_nonzero(counts == 0)
+    return (
+        f"{counts.mean():.1f} predictions a row, {without:,} of {len(counts):,} rows "
+        "have none"
+    )
+
+
 def _notes(example: Batch, tokenizer: Tokenizer) -> dict[int, str]:
     """What to show in place of the piece at a position."""
     tokens, pieces = example["tokens"], tokenizer.pieces

@@ -326,8 +326,8 @@ def list_of(record: Record, column: str, expected: str) -> list[str]:
 
 
 def label_of(record: Record, task: Task) -> list[str]:
-    """The label of a record that has one."""
-    return [text_of(record, task.label_column)]
+    """The label of a record that has one, without the white space around it."""
+    return [text_of(record, task.label_column).strip()]
 
 
 def check_pieces(ids: Int[np.ndarray, " _"], record: Record, column: str) -> None:

@@ -6,6 +6,7 @@ spaces ("words"); the question, where the task has one; the answers.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from tasks import splits
 from tasks.encoding import Task
 from tasks.record import Kind
 
+WORD = re.compile(r"[\S\u00a0\u202f]+")  # no-break spaces are part of a word
 # Part of a line -> the flags of predict.py that give it.
 FLAGS = {
     "texts": ("text", "text_b"),
@@ -100,7 +102,7 @@ def line_record(
             raise UserError(f"{place}: the {name} is empty: fill it")
     fields: dict[str, Any] = dict(zip(names, texts, strict=True))
     if "words" in kind.line:
-        fields = {name: text.split() for name, text in fields.items()}
+        fields = {name: WORD.findall(text) for name, text in fields.items()}
     if len(task.answer_columns) == 1:
         fields[task.answer_columns[0]] = [fields.pop(name) for name in answers]
     return Record(fields, place)

@@ -37,7 +37,8 @@ AS_IOBES = {"U-": "S-", "L-": "E-", "M-": "I-"}
 
 
 def tags_of(record: Record, task: Task) -> list[str]:
-    return list_of(record, task.label_column, "a list of tags")
+    tags = list_of(record, task.label_column, "a list of tags")
+    return [tag.strip() for tag in tags]
 
 
 def counted_tags(record: Record, task: Task) -> list[str]:
