@@ -76,6 +76,7 @@ def import_model(source: str, workdir: Path) -> None:
     Raises:
       UserError: names what is missing, too much, misshapen or not supported.
     """
+    errors.check_folder(workdir, "--workdir")
     check_is_new("workdir", workdir)
     given = read_source(find_folder(source))
     tokenizer = given.tokenizer
@@ -306,6 +307,7 @@ def export_model(workdir: Path, target: Path) -> None:
     Raises:
       UserError: transformers has no such model, or the folder is not empty.
     """
+    errors.check_folder(target, "--target")
     check_is_new("target", target)
     config = configs.read_config(workdir)
     params, step = load_params(workdir)

@@ -1,9 +1,33 @@
 """Mistakes of the user, kept apart from our own, and the exit status they end in."""
 
 import errno
+import fnmatch
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+# Folders of the user's home that are written unasked, by the variable that moves them.
+FOLDERS = {
+    "FOREWORD_CACHE": "~/.cache/foreword",
+    "HF_HOME": "~/.cache/huggingface",
+    "TFDS_DATA_DIR": "~/tensorflow_datasets",
+}
+# What can be wrong with a path that the user gave, none of it our doing.
+NO_RIGHT = "this process has no right to read or write there"
+NO_FOLDER = "a file is in the place of a folder"
+FAULTS = {
+    errno.EACCES: NO_RIGHT,
+    errno.EPERM: NO_RIGHT,
+    errno.EROFS: "the file system can only be read",
+    errno.ENOTDIR: NO_FOLDER,
+    errno.EEXIST: NO_FOLDER,
+    errno.EISDIR: "a folder is in the place of a file",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links lead in a circle",
+}
 
 
 class UserError(Exception):
@@ -13,7 +37,8 @@ class UserError(Exception):
 def run(main: Callable[[list[str]], int]) -> None:
     """Runs an entry point and exits: 0 done, 2 the user's input, 130 Ctrl-C.
 
-    Anything else is our fault: a traceback and status 1.
+    2 is also what a full disk and a path that the system refuses end in. Anything else
+    is our fault: a traceback and status 1.
     """
     try:
         status = main(sys.argv)
@@ -23,22 +48,78 @@ def run(main: Callable[[list[str]], int]) -> None:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except (OSError, ValueError) as error:
-        if not is_disk_full(error):
+    except Exception as error:
+        message = system_fault(error, sys.argv)
+        if not message:
             raise
-        print(
-            f"error: the disk is full: {error}. Free some space and run the same line "
-            "again; what was whole before is kept",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether the system, or orbax's storage library on its behalf, says so."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return f"[os_error_code='{errno.ENOSPC}']" in str(error)
+def system_fault(error: Exception, argv: list[str]) -> str:
+    """What a full disk, or a path that the system refuses, is told as; "" of all else.
+
+    What is not there is no such path: we may have looked in the wrong place.
+    """
+    code, path = getattr(error, "errno", None), getattr(error, "filename", None)
+    if found := re.search(r"os[ _]error(?:_code=')? ?(\d+)", str(error)):
+        # The libraries that write checkpoints and weights have it in their text.
+        code = int(found[1])
+        path = next(iter(re.findall(r'"(/[^"]*)"', str(error))), None)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full: {error}. Free some space and run the same line again; "
+            "what was whole before is kept"
+        )
+    if code not in FAULTS or not isinstance(path, str | bytes):
+        return ""
+    culprit = Path(os.fsdecode(path))
+    if code == errno.EEXIST and culprit.is_dir():
+        return ""  # it is a folder, which we should not have made
+    while code == errno.ENOTDIR and not os.path.lexists(culprit):
+        culprit = culprit.parent
+    return f"{culprit}: {FAULTS[code]}. {other_place(culprit, argv)}"
+
+
+def other_place(culprit: Path, argv: list[str]) -> str:
+    """The way out, with the flag or the variable that names the path."""
+    culprit = culprit.absolute()
+    named = [
+        word.partition("=")[::2] if word.startswith("-") else (flag, word)
+        for flag, word in itertools.pairwise(argv)
+    ]
+    named += [(name, os.environ.get(name) or FOLDERS[name]) for name in FOLDERS]
+    places = [
+        (name, part, Path(os.path.expanduser(part)).absolute())
+        for name, value in named
+        for part in value.split(",")
+        if part
+    ]
+    within = [*map(str, (culprit, *culprit.parents))]
+    for name, part, place in places:
+        if str(place) in within or fnmatch.filter(within, str(place)):
+            return f"Make it usable, or name another place with {name} (now {part})"
+    for name, part, place in places:
+        if culprit in place.parents:
+            return f"Make it usable, or name another place with {name} (now {part})"
+    return (
+        "Make it usable, or name another place: with the flag or setting that it comes "
+        "from (--workdir, --output, ...), or FOREWORD_CACHE for the cache"
+    )
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Raises UserError where nothing can be written into a folder, made or not yet."""
+    place = folder.expanduser().absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    fault = ""
+    if not place.is_dir():
+        fault = NO_FOLDER
+    elif not os.access(place, os.W_OK | os.X_OK):
+        fault = "this process cannot write there"
+    if fault:
+        raise UserError(f"{flag}={folder}: {place}: {fault}. Name another folder")

@@ -85,6 +85,7 @@ def finetune(config: ConfigDict, workdir: Path) -> Result:
       UserError: settings, data or a run folder that do not fit each other.
     """
     configs.check(config)
+    errors.check_folder(workdir, "--workdir")
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         tuning = open_task(config, workdir)

@@ -74,6 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> Result:
       UserError: settings, data or a run folder that do not fit each other.
     """
     configs.check(config, workdir)
+    errors.check_folder(workdir, "--workdir")
     if (workdir / "data.json").exists():
         draws.check_version(json.loads((workdir / "data.json").read_text()), workdir)
     with costs.memory_explained(costs.REMEDIES):

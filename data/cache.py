@@ -13,16 +13,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from errors import UserError
+from errors import FOLDERS, UserError
 
 SETTLED_SECONDS = 2  # a file this old that changes again shows it by its time
 
 
 def cache_folder() -> Path:
-    """``$FOREWORD_CACHE``, or ``~/.cache/foreword``; made when first written to."""
-    if "FOREWORD_CACHE" in os.environ:
-        return Path(os.environ["FOREWORD_CACHE"]).expanduser()
-    return Path.home() / ".cache" / "foreword"
+    """``$FOREWORD_CACHE``, or ``~/.cache/foreword``; made when first written to.
+
+    Raises:
+        UserError: this user has no home.
+    """
+    named = os.environ.get("FOREWORD_CACHE") or FOLDERS["FOREWORD_CACHE"]
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"the cache {named} is in the home of a user who has none: set "
+            "FOREWORD_CACHE to a folder"
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+import errors
 from data import cache, corpora, shards, tokenizer_training, tokenizers
 from data.corpora import Corpus
 from data.shards import THIS_PROCESS, Workers
@@ -108,6 +109,7 @@ def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
     folder = cache.cache_folder() / "tokenizers" / digest
     if any(path.suffix != ".tmp" for path in folder.glob("tokenizer.*")):
         return tokenizers.load(str(folder))
+    errors.check_folder(cache.cache_folder(), "FOREWORD_CACHE")
     print(f"training a {settings['algorithm']} tokenizer on {corpus.source}")
     documents = (text for text in corpus if not corpora.is_heldout(text, fraction))
     tokenizer = tokenizer_training.train(documents, **settings)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from errors import UserError
 from training import costs, loop, parallel
-from training.checkpoints import Checkpoints, load_params
+from training.checkpoints import Checkpoints, DamagedCheckpoint, load_params
 from training.metrics import MetricsWriter, draw_curves, read_metrics
 from training.step import TrainState, create_state, make_train_step
 
@@ -90,7 +91,8 @@ def run(
 
 
 def saved_steps(folder, name="checkpoints"):
-    return sorted(int(path.name) for path in (folder / name).iterdir())
+    names = [path.name for path in (folder / name).iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def evaluations(folder):
@@ -434,3 +436,94 @@ def test_curves_are_a_picture(tmp_path):
     ] + [{"step": 2, "eval/loss": 3.5}]
     draw_curves(rows, tmp_path / "c.png", [("entropy", "loss", 4.0)])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Damaged checkpoints
+
+
+@pytest.fixture(scope="module")
+def two_states(tmp_path_factory):
+    """A run with states 1 and 2, the best of step 1, and arrays in files of their own;
+    of each step its state."""
+    folder, states = tmp_path_factory.mktemp("whole"), {}
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        table = np.random.default_rng(step).normal(size=(300, 40)).astype(np.float32)
+        fresh = create_state({"table": jnp.asarray(table), "bias": jnp.ones(3)}, TX)
+        states[step] = fresh.replace(step=jnp.asarray(step))
+        checkpoints.save(states[step])
+    checkpoints.keep_best(states[1].params, 1, 1.0)
+    checkpoints.close()
+    return folder, states
+
+
+def damaged(whole, part, target):
+    """Copies of the run, in each a file of `part` missing or cut in half."""
+    files = [path for path in sorted((whole / part).rglob("*")) if path.is_file()]
+    for file in files:
+        for keep in (None, file.stat().st_size // 2):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(whole, target)
+            copy = target / file.relative_to(whole)
+            if keep is None:
+                copy.unlink()
+            else:
+                copy.write_bytes(file.read_bytes()[:keep])
+            yield file.name, keep
+
+
+def test_damaged_weights_give_way_to_others_with_a_warning(two_states, tmp_path, capfd):
+    whole, states = two_states
+    replaced = []
+    for name, keep in damaged(whole, "best", tmp_path / "run"):
+        params, step = load_params(tmp_path / "run")
+        told = capfd.readouterr().err
+        if step == 2:
+            assert "warning: the checkpoint" in told and "best/1 is damaged" in told
+            assert "the weights of checkpoints/2 are used" in told
+            replaced.append((name, keep is None))
+        jax.tree.map(np.testing.assert_array_equal, params, states[step].params)
+    for name in ("_METADATA", "manifest.ocdbt"):
+        assert {(name, True), (name, False)} <= {*replaced}
+    assert ("_sharding", False) in replaced
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/best/1/state/_METADATA").write_text("")
+    with pytest.raises(UserError, match=r"best/1 is damaged .*there is no other one"):
+        load_params(tmp_path / "run")
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(two_states, tmp_path, capfd):
+    whole, states = two_states
+    replaced = set()
+    for name, _ in damaged(whole, "checkpoints/2", tmp_path / "run"):
+        checkpoints, step = Checkpoints(tmp_path / "run"), 2
+        try:
+            state = checkpoints.restore(states[2])
+        except DamagedCheckpoint as damage:
+            checkpoints.set_aside(damage)
+            checkpoints, step = Checkpoints(tmp_path / "run"), 1
+            state = checkpoints.restore(states[1])
+            assert re.search(
+                r"2 is damaged \(.*now 2\.damaged, and step 1 is",
+                capfd.readouterr().err,
+            )
+            assert (tmp_path / "run/checkpoints/2.damaged").exists()
+            replaced.add(name)
+        jax.tree.map(np.testing.assert_array_equal, state, states[step])
+        checkpoints.save(states[2])  # there is room for it again
+        checkpoints.close()
+        assert saved_steps(tmp_path / "run") == [1, 2]
+    assert {"_METADATA", "_sharding", "manifest.ocdbt"} <= replaced
+
+
+def test_the_only_state_is_damaged(two_states, tmp_path):
+    whole, states = two_states
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/1")
+    (tmp_path / "run/checkpoints/2/state/manifest.ocdbt").unlink()
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(DamagedCheckpoint) as raised:
+        checkpoints.restore(states[2])
+    with pytest.raises(UserError, match=r"2 is damaged .*begin anew in another --wor"):
+        checkpoints.set_aside(raised.value)
+    assert (tmp_path / "run/checkpoints/2").exists()

@@ -5,10 +5,15 @@ best/STEP/state          the parameters alone, with the lowest criterion of the 
 best/STEP/metrics        that criterion
 """
 
+import contextlib
+import errno
 import json
 import math
+import os
 import re
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+import errors
 from errors import UserError
 from training.optimizers import parameter_paths
 from training.step import TrainState
@@ -25,6 +31,10 @@ logging.set_verbosity(logging.ERROR)  # orbax warns at each save of what is no f
 
 MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
 TABLE_MULTIPLE = 128  # rows that tables are filled up to; older runs' are not
+
+
+class DamagedCheckpoint(Exception):
+    """Names a checkpoint that cannot be read whole, and what of it."""
 
 
 class Checkpoints:
@@ -38,6 +48,8 @@ class Checkpoints:
     def __init__(self, run_folder: Path):
         folder = run_folder.resolve()
         self._folder = folder / "checkpoints"
+        for place in (self._folder, folder / "best"):
+            errors.check_folder(place, "--workdir")
         self._states = _manager(self._folder, max_to_keep=2)
         self._best = _manager(
             folder / "best",
@@ -50,8 +62,9 @@ class Checkpoints:
         if earlier and self.best_value == math.inf:
             # A run of before, with its best among the checkpoints.
             params, step = load_params(folder)
-            self.keep_best(params, step, earlier[step])
-            self.wait()
+            if step in earlier:
+                self.keep_best(params, step, earlier[step])
+                self.wait()
 
     def save(self, state: TrainState) -> None:
         """Starts to save `state`, unless its step is there."""
@@ -99,10 +112,10 @@ class Checkpoints:
 
         Raises:
           UserError: names the arrays that differ in more than that.
+          DamagedCheckpoint: see `set_aside`.
         """
         path = self._folder / str(self.latest_step()) / "state"
-        reader = ocp.PyTreeCheckpointer()
-        _check_shapes(reader.metadata(path).item_metadata.tree, plan, path)
+        _check_shapes(_saved_tree(path), plan, path)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding,
@@ -112,14 +125,32 @@ class Checkpoints:
             ),
             plan,
         )
-        return reader.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=plan,
-                restore_args=arguments,
-                partial_restore=True,  # a field that is None was not always there
-            ),
-        )
+        with _damage_named(path):
+            return ocp.PyTreeCheckpointer().restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=plan,
+                    restore_args=arguments,
+                    partial_restore=True,  # a field that is None was not always there
+                ),
+            )
+
+    def set_aside(self, error: DamagedCheckpoint) -> None:
+        """Renames the latest state, which is damaged, and closes; the one before it is
+        then the latest.
+
+        Raises:
+          UserError: there is none before it, or other processes read this one.
+        """
+        self.close()
+        *earlier, step = sorted(_steps(self._folder))
+        if not earlier or jax.process_count() > 1:
+            way = f"delete it to resume from step {earlier[-1]}" if earlier else ""
+            raise UserError(f"{error}: {way or 'begin anew in another --workdir'}")
+        aside = self._folder / f"{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(step)).rename(aside)
+        _warn(f"{error}; it is now {aside.name}, and step {earlier[-1]} is resumed")
 
     def wait(self) -> None:
         """Blocks until everything is on disk; raises what a save in flight raised."""
@@ -176,55 +207,133 @@ def _values(folder: Path) -> dict[int, float]:
     """Of each checkpoint in the folder its step and what it was saved with, a number;
     those saved without one are left out."""
     found = {}
-    for path in folder.glob("*/metrics/metrics"):
-        step = path.parts[-3]
-        if step.isdecimal():
-            (value,) = json.loads(path.read_text()).values()
-            found[int(step)] = value
+    for step in _steps(folder):
+        path = folder / str(step) / "metrics" / "metrics"
+        if not path.exists():
+            continue
+        try:
+            (found[step],) = json.loads(path.read_text()).values()
+        except ValueError as error:
+            _warn(f"{path} is damaged ({error}): how good these weights are is unknown")
     return {step: value for step, value in found.items() if not math.isnan(value)}
 
 
-def _steps(run_folder: Path) -> list[int]:
-    """The steps of the states that can be resumed from."""
-    names = (path.name for path in (run_folder / "checkpoints").glob("*"))
+def _steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in the folder."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return [int(name) for name in names if name.isdecimal()]
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+# Read, as far as it is whole.
+
+
+def _saved_tree(path: Path) -> Any:
+    """Shapes and types of what was saved at `path`.
+
+    Raises:
+      DamagedCheckpoint: they cannot be read.
+    """
+    for file in path.rglob("*"):
+        if not os.access(file, os.R_OK):  # orbax would take it for damaged
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    with _damage_named(path):
+        metadata = ocp.PyTreeCheckpointer().metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("its _METADATA, _sharding or manifest is missing or cut")
+        return metadata.tree
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raises DamagedCheckpoint for what orbax raises while it reads `path`, which can
+    be anything, `Exception` itself among it."""
+    try:
+        yield
+    except Exception as error:
+        is_memory = isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
+        if is_memory or errors.system_fault(error, []):
+            raise
+        _ignore_late_reads()
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
+        raise DamagedCheckpoint(
+            f"the checkpoint {path.parent} is damaged ({reason})"
+        ) from error
+
+
+def _ignore_late_reads() -> None:
+    """Without it each array that is still being read when another one fails prints a
+    traceback, since orbax has closed the event loop that it would report to."""
+    told = sys.unraisablehook
+
+    def tell(late: Any) -> None:
+        if str(late.exc_value) != "Event loop is closed":
+            told(late)
+
+    sys.unraisablehook = tell
 
 
 def has_checkpoint(run_folder: Path) -> bool:
     """Whether there is a state to resume from."""
-    return bool(_steps(run_folder))
+    return bool(_steps(run_folder / "checkpoints"))
 
 
 def load_params(run_folder: Path) -> tuple[Any, int]:
     """The parameters of a run as NumPy arrays, and their step, on any machine.
 
     They are the ones with the lowest criterion; where nothing was evaluated, the
-    latest.
+    latest. Where these are damaged the next ones are taken, and it is said.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or all are damaged.
     """
-    run_folder = run_folder.resolve()
-    folder, values = run_folder / "best", _values(run_folder / "best")
-    if not values:
-        folder = run_folder / "checkpoints"
-        values = _values(folder)  # of runs of before, which had no best/
-    steps = _steps(run_folder)
-    if not values and not steps:
-        raise UserError(
-            f"no checkpoint in {folder}: give the run folder of train.py "
-            "(--workdir), after its first checkpoint"
-        )
-    step = min(values, key=values.__getitem__) if values else max(steps)
-    reader = ocp.PyTreeCheckpointer()
-    path = folder / str(step) / "state"
-    saved = reader.metadata(path).item_metadata.tree
-    wanted = {"params": saved["params"]}
+    run_folder, damages = run_folder.resolve(), []
+    ranked = _ranked(run_folder)
+    for folder, step in ranked:
+        try:
+            params = _read_params(folder / str(step) / "state")
+        except DamagedCheckpoint as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            _warn(f"{damage}; the weights of {folder.name}/{step} are used")
+        return params, step
+    if damages:
+        raise UserError(f"{'; '.join(damages)}: there is no other one. Train it anew")
+    raise UserError(
+        f"no checkpoint in {run_folder / 'checkpoints'}: give the run folder of "
+        "train.py (--workdir), after its first checkpoint"
+    )
+
+
+def _ranked(run_folder: Path) -> list[tuple[Path, int]]:
+    """All checkpoints with weights, the best first: folder and step.
+
+    Runs of before had no best/, and a criterion with each state.
+    """
+    ranked = []
+    for folder in (run_folder / "best", run_folder / "checkpoints"):
+        values, steps = _values(folder), sorted(_steps(folder), reverse=True)
+        steps.sort(key=lambda step: values.get(step, math.inf))
+        ranked += [(folder, step) for step in steps]
+    return ranked
+
+
+def _read_params(path: Path) -> Any:
+    """The parameters of a state as NumPy arrays."""
+    wanted = {"params": _saved_tree(path)["params"]}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     arguments = ocp.args.PyTreeRestore(
         item=wanted, restore_args=as_numpy, partial_restore=True
     )
-    return reader.restore(path, args=arguments)["params"], step
+    with _damage_named(path):
+        return ocp.PyTreeCheckpointer().restore(path, args=arguments)["params"]
 
 
 def take_weights(

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from errors import UserError
 from training import costs, loop, parallel, step
-from training.checkpoints import Checkpoints
+from training.checkpoints import Checkpoints, DamagedCheckpoint
 from training.metrics import MetricsWriter, read_metrics
 from training.optimizers import (
     group_table,
@@ -420,7 +420,8 @@ def execute(
     """Begins or resumes the run in `workdir`, to its end or until told to stop.
 
     `describe(first step)` tells of what is about to be trained. A run that is over is
-    left as it is, and said to be done, without compiling anything.
+    left as it is, and said to be done, without compiling anything. A checkpoint that is
+    damaged is set aside for the one before it.
     """
     checkpoints = Checkpoints(workdir)
     first = checkpoints.latest_step() or 0
@@ -437,8 +438,13 @@ def execute(
         describe(first)
         programs = compile_programs(job, first)
         steps = [found.train_step for found in programs.values()]
-        with costs.memory_explained(costs.REMEDIES, steps):
-            first = train(job, programs, checkpoints, writer, stop)
+        try:
+            with costs.memory_explained(costs.REMEDIES, steps):
+                first = train(job, programs, checkpoints, writer, stop)
+        except DamagedCheckpoint as damage:
+            writer.close()
+            checkpoints.set_aside(damage)
+            return execute(job, workdir, stop, describe)
     else:
         print(f"step {first}: the run is done")
     writer.close()
