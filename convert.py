@@ -11,6 +11,7 @@ predict.py. `export` writes a folder that transformers loads.
 """
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,7 @@ def import_model(source: str, workdir: Path) -> None:
       UserError: names what is missing, too much, misshapen or not supported.
     """
     errors.check_folder(workdir, "--workdir")
-    if workdir.exists() and any(workdir.iterdir()):
-        raise UserError(
-            f"--workdir={workdir} is not empty: name a new folder, or delete it"
-        )
+    check_is_new("workdir", workdir)
     given = read_source(find_folder(source))
     tokenizer = given.tokenizer
     fields = given.fields | pretraining_heads(given.architecture, given.weights)
@@ -124,6 +122,15 @@ def import_model(source: str, workdir: Path) -> None:
     )
 
 
+def check_is_new(flag: str, folder: Path) -> None:
+    """Raises UserError unless there is nothing, or an empty folder."""
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise UserError(f"--{flag}={folder} is not empty: name a new folder")
+    elif os.path.lexists(folder):
+        raise UserError(f"--{flag}={folder} is there and no folder: name a new one")
+
+
 def make_config(
     given: Source, fields: dict[str, Any], labels: tuple[str, ...], workdir: Path
 ) -> ConfigDict:
@@ -132,11 +139,12 @@ def make_config(
         config = OF_KIND[given.architecture.kind]()
         config.head.dropout = given.head_dropout
         config.task.labels = labels
+        config.task.null_position = "first"  # as transformers' run_qa.py trains it
     else:
         form = FORMATS[given.architecture.model_type]
         config = form.config()
         length = min(config.data.sequence_length, fields["max_positions"])
-        config.data.sequence_length = length
+        config.data.update(sequence_length=length, phases=())
         if not {*way_of(config.objective.name).outputs} <= models.outputs_of(fields):
             config.objective.name = form.lesser_objective
             configs.keep_objective(config)
@@ -313,8 +321,7 @@ def export_model(workdir: Path, target: Path) -> None:
       UserError: transformers has no such model, or the folder is not empty.
     """
     errors.check_folder(target, "--target")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"--target={target} is not empty: name a new folder")
+    check_is_new("target", target)
     config = configs.read_config(workdir)
     params, step = load_params(workdir)
     fields = config.model.to_dict()

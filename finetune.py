@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 import configs
 import errors
 import models
-from data import cache, draws, tokenizer_training, tokenizers
+from data import cache, draws, tokenizer_training, tokenizers, windows
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -46,7 +46,7 @@ from training.optimizers import (
     parameter_sizes,
     parse_groups,
 )
-from training.runs import Feed, Job, Plan, Programs, Result
+from training.runs import Evaluation, Feed, Job, Phase, Plan, Programs, Result
 from training.step import LossTerms, Term
 
 
@@ -122,9 +122,7 @@ def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
     configs.check(config)
     tuning = open_task(config, None)
-    examples, tokenizer = tuning.splits.examples["train"], tuning.origin.tokenizer
-    batch = tuning.feed("train").batches[0]
-    return packing.describe(tuning.kind, batch, examples, tokenizer, rows=4)
+    return described(tuning, tuning.feed("train").batches[0], rows=4)
 
 
 def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result]:
@@ -145,7 +143,7 @@ def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result
     summary = summarize_seeds(outcomes)
     if parallel.is_first():
         target = workdir / "seeds.json"
-        target.write_text(json.dumps(summary, indent=2) + "\n")
+        cache.write_whole(target, f"{json.dumps(summary, indent=2)}\n".encode())
     print(f"\n{config.name}, {count} seeds ({workdir / 'seeds.json'})")
     for split, metrics in summary["splits"].items():
         for name, values in metrics.items():
@@ -230,13 +228,17 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     run that resumes in `workdir`.
 
     Raises:
-      UserError: see `splits.read`, `read_origin` and `splits.encode`.
+      UserError: training data that nothing can be learnt from; see `splits.read`,
+        `read_origin` and `splits.encode`.
     """
     kind = KINDS[config.task.kind]
     task = splits.make_task(config, kind)
     records, labels = parallel.first_alone(
         lambda: splits.read(config.data, config.seed, kind, task)
     )
+    why = kind.misfit(records["train"], task, labels, config.task.metric)
+    if why:
+        raise UserError(why)
     origin = read_origin(config, task, records["train"], workdir)
     encoded = splits.encode_all(
         config.data, kind, task, origin.tokenizer, origin.family, records, labels
@@ -244,6 +246,8 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     for name, examples in encoded.examples.items():
         cut = cut_report(examples, config.data.max_length)
         print(f"{name}: {len(records[name])} examples; {cut}")
+        if repeated := splits.repeated_id(records[name]):
+            print(f"{name}: {repeated}")
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
@@ -358,18 +362,16 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         run=run,
         seed=config.seed,
         plan=plan,
-        train=train,
-        held_out=tuning.feed("eval"),
+        phases=(Phase(0, train, flops_of_an_update(tuning, params)),),
+        held_out={"eval": Evaluation(tuning.feed("eval"), evaluate)},
         total_steps=total_steps,
         eval_every_steps=max(1, round(optim.eval_every_epochs * steps_per_epoch)),
-        evaluate=evaluate,
         measure=lambda programs, params, stop: measure(
             tuning, "eval", mesh, programs, params, stop
         )[0],
         criterion=lambda values: -values[config.task.metric],
         patience=optim.patience,
         fresh=lambda: fresh_params(tuning, model, train.batches[0], plan),
-        flops=flops_of_an_update(tuning, params),
     )
 
 
@@ -492,7 +494,7 @@ def measure(
         if stop.received:
             return None, []
         placed = feed.placed(batch, mesh, programs.micro_batches)
-        term, scores = programs.eval_step(params, placed)
+        term, scores = programs.eval_steps[split](params, placed)
         terms.append(term)
         found |= dict(kind.found(batch, np.asarray(scores)[: len(batch["tokens"])]))
     predicted = predictions.predict(kind, examples, records, found, task)
@@ -502,7 +504,7 @@ def measure(
         prediction["gold"] = record.fields[task.label_column]
     means = step.term_means(loop.sum_terms(terms))
     values = {name: float(value) for name, value in means.items()}
-    return values | kind.measure(predicted, examples.labels), predicted
+    return values | kind.measure(predicted, examples.labels, task), predicted
 
 
 def write_results(
@@ -520,7 +522,8 @@ def write_results(
     for split in tuning.splits.records:
         if split == "train":
             continue
-        programs = runs.compile_evaluation(job, tuning.feed(split))
+        asked = Evaluation(tuning.feed(split), job.held_out["eval"].evaluate)
+        programs = runs.compile_evaluations(job, {split: asked})
         values, predicted = measure(
             tuning, split, job.plan.mesh, programs, params, stop
         )
@@ -529,15 +532,34 @@ def write_results(
         target = workdir / f"predictions_{split}.jsonl"
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in predicted)
         if parallel.is_first():
-            target.write_text("".join(lines), encoding="utf-8")
+            cache.write_whole(target, "".join(lines).encode())
         results["splits"][split] = values
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
-            print("FAILED: the run predicts the same for every example")
+            print(
+                "FAILED: the run predicts the same for every example. Usual causes:\n"
+                f"{usual_causes(tuning, job.total_steps)}"
+            )
     if parallel.is_first():
-        before.write_text(json.dumps(results, indent=2) + "\n")
+        cache.write_whole(before, f"{json.dumps(results, indent=2)}\n".encode())
+
+
+def usual_causes(tuning: Tuning, steps: int) -> str:
+    """Of a run that failed, and how it is with them here."""
+    optim, data = tuning.config.optim, tuning.splits.examples["train"]
+    tokens = np.concatenate([example.arrays["tokens"] for example in data.encoded])
+    # No id is -1, which stands for a tokenizer without an unknown piece.
+    unknown = np.mean(tokens == tuning.origin.tokenizer.special_ids.get("unk", -1))
+    return (
+        f"  too few updates: {steps} in {optim.epochs:g} epochs; raise optim.epochs\n"
+        f"  the rate: optim.learning_rate={optim.learning_rate:g}; try a third of it, "
+        "and three times as much\n"
+        f"  text that the tokenizer does not know: {unknown:.1%} of the pieces are "
+        "unknown; above a few percent begin from a run on such text\n"
+        "  chance: --seeds=5 shows how often it fails"
+    )
 
 
 # Recording, reporting.
@@ -575,6 +597,9 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
     tokens = tuning.splits.examples["train"].lengths.sum()
     steps_per_epoch = tuning.splits.steps_per_epoch
     padding = 1 - tokens / (steps_per_epoch * shape.rows * shape.length)
+    if first < job.total_steps:
+        shown = described(tuning, job.batch(first), rows=1)
+        print(f"update {first}, {windows.glimpse(shown)}")
     print(
         f"{group_summary(plan.state.params, plan.groups, config.optim.learning_rate)}\n"
         "(each parameter: parameters.txt in the run folder)\n"
@@ -588,6 +613,12 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
     )
 
 
+def described(tuning: Tuning, batch: dict, rows: int) -> str:
+    """The first rows of a training batch, decoded."""
+    examples, tokenizer = tuning.splits.examples["train"], tuning.origin.tokenizer
+    return packing.describe(tuning.kind, batch, examples, tokenizer, rows)
+
+
 def floor(tuning: Tuning) -> float:
     """The loss of who does not look at the text."""
     return tuning.kind.floor(tuning.splits.examples["train"])
@@ -599,8 +630,7 @@ def report(tuning: Tuning, job: Job, result: Result) -> None:
         draw_curves(
             read_metrics(result.folder / "metrics.jsonl"),
             result.folder / "curves.png",
-            line_to_beat=floor(tuning),
-            line_name="without reading the text",
+            [("without reading the text", "loss", floor(tuning))],
         )
     if result.signal is not None:
         print(runs.stopped(result))

@@ -24,8 +24,9 @@ a pair; the words of a sentence, apart by spaces; question, context; context, qu
 """
 
 import argparse
-import contextlib
+import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ from typing import Any
 import numpy as np
 
 import errors
-from data import inputs
+from data import cache, inputs, labelled
 from data.labelled import Record
 from errors import UserError
 from tasks import KINDS, glue, lines, predictions
 from tasks.encoding import Task
+from tasks.record import COLUMNS
 from use import Run, embed, fill_mask, generate, open_run, predict
 from use.embedding import POOLINGS
+from use.generation import MAX_TOKENS
+from use.labelling import gold_report
 
 
 def main(argv: list[str]) -> int:
@@ -56,17 +60,34 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     generation = commands.add_parser("generate", help="continue a text (GPT)")
-    generation.add_argument("--prompt", default="", help="the text to continue")
-    generation.add_argument("--max_tokens", type=int, default=100)
-    generation.add_argument("--samples", type=int, default=1)
-    generation.add_argument("--temperature", type=float, default=0.8, help="0: greedy")
-    generation.add_argument("--top_k", type=int, default=0, help="0: all tokens")
-    generation.add_argument("--top_p", type=float, default=1.0, help="nucleus; 1: all")
-    generation.add_argument("--seed", type=int, default=0)
+    generation.add_argument("--prompt", default="", help="the text to continue [none]")
+    generation.add_argument(
+        "--max_tokens",
+        type=int,
+        help=f"at most so many; of a text longer than the model's positions it reads "
+        f"the end [{MAX_TOKENS}, or fewer, as they fit the model]",
+    )
+    for name, kind, value, text in (
+        ("samples", int, 1, "so many continuations"),
+        (
+            "temperature",
+            float,
+            0.8,
+            "below 1 draws likely tokens more often; 0: greedy",
+        ),
+        ("top_k", int, 0, "draws among so many tokens; 0: all"),
+        ("top_p", float, 1.0, "draws among those with this share; 1: all"),
+        ("seed", int, 0, "of what is drawn"),
+    ):
+        generation.add_argument(
+            f"--{name}", type=kind, default=value, help=f"{text} [%(default)s]"
+        )
     generation.set_defaults(run_command=generate_command)
 
     filling = commands.add_parser("fill_mask", help="fill in [MASK] (BERT)")
-    filling.add_argument("--top", type=int, default=5, help="candidates shown")
+    filling.add_argument(
+        "--top", type=int, default=5, help="candidates shown [%(default)s]"
+    )
     filling.set_defaults(run_command=fill_mask_command)
 
     tuned = [add_task_command(commands, kind) for kind in KINDS.values()]
@@ -84,9 +105,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         choices=POOLINGS,
         default="mean",
         help="over all tokens of the text, [CLS] and the like included; or the first "
-        "or last token's",
+        "or last token's [%(default)s]",
     )
-    embedding.add_argument("--column", default="text", help="of a labelled file [text]")
+    embedding.add_argument(
+        "--column", default="text", help="of a labelled file [%(default)s]"
+    )
     embedding.set_defaults(run_command=embed_command)
 
     embedding.add_argument("--workdir", required=True, help="any run")
@@ -98,6 +121,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         source = command.add_mutually_exclusive_group()
         source.add_argument("--text", help="one text; without it, those of --input")
         source.add_argument("--input", help="a file or tfds:NAME@SPLIT; or else stdin")
+        command.add_argument(
+            "--skip_blank",
+            action="store_true",
+            help="pass over blank lines of a file of texts, which are else an error",
+        )
     return parser.parse_args(argv)
 
 
@@ -111,6 +139,11 @@ TASK_FLAGS = {
 def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
     """The command of a kind of task."""
     command = commands.add_parser(kind.command, help=kind.help)
+    for name in (*kind.columns, "label_column"):
+        several = ", A,B if several" if name in kind.columns else ""
+        command.add_argument(
+            f"--{name}", help=f"of a labelled file{several} [the run's task.{name}]"
+        )
     for part in kind.line:
         for flag in lines.FLAGS[part]:
             if flag in TASK_FLAGS:
@@ -119,7 +152,7 @@ def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
         "--format",
         choices=["table", "jsonl", "glue"],
         default="table",
-        help="a table, the default, cuts long texts; glue is for GLUE's server",
+        help="a table cuts long texts; glue is for GLUE's server [%(default)s]",
     )
     command.add_argument("--workdir", required=True, help="a run of finetune.py")
     command.set_defaults(run_command=task_command)
@@ -134,22 +167,11 @@ def check_output(output: str | None) -> None:
     if output is None:
         return
     path = Path(output)
+    folder = path.resolve().parent
     if path.is_dir():
         raise UserError(f"--output={path} is a folder: name a file in it")
-    if not path.parent.is_dir():
-        raise UserError(f"--output={path}: there is no folder {path.parent}: make it")
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Any]:
-    """A file to write bytes to that gets its name when all has been written."""
-    partial_path = path.with_name(path.name + ".partial")
-    try:
-        with partial_path.open("wb") as file:
-            yield file
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    if not folder.is_dir():
+        raise UserError(f"--output={path}: there is no folder {folder}: make it")
 
 
 def write(lines: Iterable[str], output: str | None) -> None:
@@ -157,7 +179,7 @@ def write(lines: Iterable[str], output: str | None) -> None:
         for line in lines:
             print(line)
         return
-    with whole_file(Path(output)) as file:
+    with cache.new_file(Path(output)) as file:
         for line in lines:
             file.write(line.encode() + b"\n")
 
@@ -185,7 +207,7 @@ def generate_command(run: Run, arguments: argparse.Namespace) -> None:
 def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
     texts = [("--text", arguments.text)]
     if arguments.text is None:
-        texts = inputs.read_lines(arguments.input)
+        texts = inputs.read_lines(arguments.input, arguments.skip_blank)
     for _, text in texts:
         found = fill_mask(run, text, arguments.top)
         print(text)
@@ -197,21 +219,63 @@ def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
 
 def task_command(run: Run, arguments: argparse.Namespace) -> None:
     """classify, similarity, tag, answer and choose."""
-    task, kind, labels = run.task, run.kind, run.labels
-    if not inputs.is_labelled(arguments.input):
-        task = lines.line_task(kind, task)
+    kind, labels, task = run.kind, run.labels, asked_task(run, arguments)
     output, glue_name = arguments.output, ""
     if arguments.format == "glue":
         glue_name = glue_task(run)
         output = glue_output(output, glue_name, arguments.input)
     check_output(output)
-    predicted = predict(run, records_of(run, arguments, task), task)
+    known: list[tuple[Record, dict[str, Any]]] = []
+    predicted = noted(predict(run, records_of(run, arguments, task), task), known)
     if arguments.format == "glue":
         write(glue.lines(glue_name, labels, predicted), output)
     elif arguments.format == "jsonl":
         write(predictions.json_lines(predicted), output)
     else:
         write(predictions.table(kind, task, labels, predicted), output)
+    if known:
+        print(gold_report(run, known, task), file=sys.stderr)
+
+
+def noted(
+    predicted: predictions.Predicted, known: list[tuple[Record, dict[str, Any]]]
+) -> predictions.Predicted:
+    """The same; those of records with a label are kept."""
+    for record, prediction in predicted:
+        if "gold" in prediction:
+            known.append((record, prediction))
+        yield record, prediction
+
+
+def asked_task(run: Run, arguments: argparse.Namespace) -> Task:
+    """The run's task, with the columns that flags name, or as lines have it.
+
+    Raises:
+      UserError: columns of what has none, or another number of them than the task's.
+    """
+    flags = vars(arguments)
+    given = {
+        name: flags[name]
+        for name in (*run.kind.columns, "label_column")
+        if flags[name] is not None
+    }
+    if not inputs.is_labelled(arguments.input):
+        if given:
+            raise UserError(
+                f"--{next(iter(given))} is for a labelled --input "
+                f"({' '.join(labelled.SUFFIXES)}), whose columns have names: remove it"
+            )
+        return lines.line_task(run.kind, run.task)
+    columns = {name: (*given[name].split(","),) for name in given if name in COLUMNS}
+    for name, found in columns.items():
+        before = getattr(run.task, name)
+        # Answers are one column with a list, or a column for each.
+        if len(found) != len(before) and name != "answer_columns":
+            raise UserError(
+                f"--{name}={given[name]} names {len(found)} column(s), but the run's "
+                f"task has {len(before)} ({', '.join(before) or 'none'})"
+            )
+    return dataclasses.replace(run.task, **given | columns)
 
 
 def records_of(run: Run, arguments: argparse.Namespace, task: Task) -> Iterator[Record]:
@@ -227,7 +291,14 @@ def records_of(run: Run, arguments: argparse.Namespace, task: Task) -> Iterator[
         if name in flags and flags[name] is not None
     }
     if not given:
-        yield from lines.read_records(arguments.input, run.kind, task, run.labels)
+        yield from lines.read_records(
+            arguments.input,
+            run.kind,
+            task,
+            run.labels,
+            skip_blank=arguments.skip_blank,
+            wants_labels=arguments.label_column is not None,
+        )
         return
     if "text" not in given:
         raise UserError(f"--{next(iter(given))} goes with --text, which is missing")
@@ -267,13 +338,18 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     texts = [("--text", arguments.text)]
     if arguments.text is None:
-        texts = inputs.read_texts(arguments.input, arguments.column)
+        texts = inputs.read_texts(
+            arguments.input, arguments.column, arguments.skip_blank
+        )
     embedded = embed(run, texts, arguments.pooling)
     if arguments.output is not None and arguments.output.endswith(".npy"):
         vectors = np.array([vector for _, vector in embedded], np.float32)
         vectors = vectors.reshape(-1, run.config.model.hidden_size)  # of no texts, too
-        with whole_file(Path(arguments.output)) as file:
-            np.save(file, vectors)
+        header = np.lib.format.header_data_from_array_1_0(vectors)
+        with cache.new_file(Path(arguments.output)) as file:
+            # Not np.save, which wants a file that it can seek in.
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(vectors.data)
         return
     write(
         (

@@ -5,6 +5,7 @@ kinds of task bring the rows of their own fields.
 """
 
 import dataclasses
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +27,10 @@ BOUNDS = {
     "<": ("less than", operator.lt),
 }
 NEVER = object()  # every run ever begun has the setting
+# Units of an amount that is written as a text, and an example of each.
+UNITS = {"tokens": "'300M tokens'", "%": "'10%'"}
+SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+NUMBER = r"([\d_]*\.?\d+(?:e\+?\d+)?)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Setting:
         range: of its values, such as ">=0 <1".
         choices: all values there are.
         older: what runs had that were begun before the setting existed.
+        units: of UNITS, in which it may be written as well, as a text.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Setting:
     range: str = ""
     choices: Collection[Any] = ()
     older: Any = NEVER
+    units: Collection[str] = ()
 
     def bounds(self) -> list[tuple[str, float]]:
         """[(">=", 0.0), ...]"""
@@ -57,10 +64,16 @@ class Setting:
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         bounds = " and ".join(f"{BOUNDS[op][0]} {x:g}" for op, x in self.bounds())
-        return ", ".join(words for words in (TYPES[self.type], bounds) if words)
+        texts = " or ".join(UNITS[unit] for unit in self.units)
+        texts = f"or a text such as {texts}" if texts else ""
+        return ", ".join(words for words in (TYPES[self.type], bounds, texts) if words)
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is of the type and lies in the range; NaN never does."""
+        """Whether a value is of the type and lies in the range; NaN never does. An
+        amount counts as whole, rounded up."""
+        if self.units and isinstance(value, str):
+            number, unit = amount(value) or (0, "")
+            return unit in self.units and self.allows(math.ceil(number))
         types = {float: (int, float), tuple: (tuple, list)}  # a list, as JSON has it
         if not isinstance(value, types.get(self.type, self.type)) or (
             isinstance(value, bool) and self.type is not bool
@@ -77,6 +90,14 @@ class Setting:
         value = values[self.name]
         if not self.allows(value):
             raise UserError(f"{self.name}={value!r} must be {self.wanted()}")
+
+
+def amount(text: str) -> tuple[float, str] | None:
+    """(number, unit) of "1.5B tokens", "2e9 tokens" or "10%"; None for other texts."""
+    if share := re.fullmatch(NUMBER + " ?%", text):
+        return (float(share[1]), "%") if float(share[1]) <= 100 else None
+    found = re.fullmatch(NUMBER + " ?([kMBT]?) ?tokens", text)
+    return (float(found[1]) * SCALES[found[2]], "tokens") if found else None
 
 
 # What must fit what: None, or the sentence that the user gets. It is given the whole

@@ -7,13 +7,14 @@
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import configs
 import errors
@@ -21,11 +22,13 @@ import models
 from data import cache, draws, shards, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
+from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
 from pretraining import way_of
 from pretraining.corpus import prepare
-from pretraining.record import Line
+from pretraining.course import Phase, course_of, describe_course
+from pretraining.record import HeldOut, Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
 from training.metrics import draw_curves, read_metrics
@@ -35,7 +38,10 @@ from training.optimizers import (
     parameter_sizes,
     parse_groups,
 )
-from training.runs import Feed, Job, Programs, Result
+from training.runs import Evaluation, Feed, Job, Programs, Result
+
+# Of the first line to beat; whoever stays above it has learnt frequencies alone.
+FREQUENCIES_SHARE = 0.98
 
 
 def main(argv: list[str]) -> int:
@@ -75,20 +81,21 @@ def train(config: ConfigDict, workdir: Path) -> Result:
         mesh = make_mesh(config)
         data = open_data(config, mesh)
         job = make_job(config, data, mesh)
-        line = way_of(config.objective.name).line(data.train, data.tokenizer)
         with one_writer(workdir), loop.StopSignal() as stop:
+            lines: tuple[Line, ...] = ()
             if parallel.is_first():
                 configs.write_run_folder(workdir, config)
                 record_origin(workdir, data)
                 runs.record(workdir, job.plan, config.optim.learning_rate)
+                lines = lines_to_beat(config, data, workdir)
             result = runs.execute(
                 job,
                 workdir,
                 stop,
-                lambda first: describe(config, job, data, first, line),
+                lambda first: describe(config, job, data, first, lines),
             )
             if parallel.is_first():
-                report(config, result, line)
+                report(config, result, lines)
     return result
 
 
@@ -107,22 +114,23 @@ def show_batch(config: ConfigDict) -> str:
     """The first rows of the first batch, decoded."""
     configs.check(config)
     data = open_data(config, parallel.make_mesh(data=1))
-    return windows.describe(data.batches[0], data.tokenizer, rows=4)
+    return windows.describe(data.batches[0][0], data.tokenizer, rows=4)
 
 
 # Corpus -> tokens -> batches.
 
 
 class Data(NamedTuple):
-    """The corpus of a config as tokens in a folder, and its training and held-out
-    batches, of each the rows that this process makes."""
+    """The corpus of a config as tokens in a folder, and its training batches, of each
+    phase, and held-out ones, of the last phase's shape: the rows that this process
+    makes; see `heldout_batches`."""
 
     tokenizer: Tokenizer
     folder: Path
     train: Shards
     heldout: Shards
-    batches: Any
-    heldout_batches: Any
+    batches: tuple[Any, ...]
+    heldout_batches: dict[str, Any]
 
 
 def open_data(config: ConfigDict, mesh: Mesh) -> Data:
@@ -132,9 +140,9 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
       UserError: data that does not fit the model's tables, or the devices; see
         `prepare`.
     """
-    settings, objective = config.data, config.objective
-    micro_batches = max(1, config.run.micro_batches)
-    parallel.check_batch_size(settings.batch_size, mesh, micro_batches)
+    phases, way = course_of(config).phases, way_of(config.objective.name)
+    for phase in phases:
+        check_batch_size(phase, mesh)
     with process_workers(cores()) as workers:
         tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -142,33 +150,87 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
             f"{config.model.vocab_size}: raise it, or lower data.tokenizer.vocab_size"
         )
-    train, heldout = (
-        shards.open_shards(folder, split) for split in ("train", "heldout")
-    )
-    examples_of = way_of(objective.name).examples(
-        objective, tokenizer, settings.sequence_length
-    )
+    opened = {split: shards.open_shards(folder, split) for split in shards.SPLITS}
     index, count = parallel.host_part(mesh)
+
+    @functools.cache  # phases whose batch sizes alone differ share them
+    def examples(objective: FrozenConfigDict, length: int) -> Examples:
+        return way.examples(objective, tokenizer, length)(opened["train"])
+
+    def of_phase(phase: Phase) -> Examples:
+        objective = FrozenConfigDict(phase.config.objective)
+        return examples(objective, phase.config.data.sequence_length)
+
     return Data(
         tokenizer,
         folder,
-        train,
-        heldout,
-        windows.training_batches(
-            examples_of(train),
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            host_index=index,
-            host_count=count,
+        opened["train"],
+        opened["heldout"],
+        tuple(
+            windows.training_batches(
+                of_phase(phase),
+                batch_size=phase.config.data.batch_size,
+                seed=phase.seed,
+                visits_before=phase.visits,
+                host_index=index,
+                host_count=count,
+            )
+            for phase in phases
         ),
-        windows.evaluation_batches(
+        heldout_batches(phases[-1].config, tokenizer, opened["heldout"], index, count),
+    )
+
+
+def heldout_batches(
+    config: ConfigDict, tokenizer: Tokenizer, heldout: Shards, index: int, count: int
+) -> dict[str, Any]:
+    """A host's rows of the held-out text, in the shape of the config's: those that the
+    loss is of, and those of each measure of the way to pre-train, by its name."""
+    settings, way = config.data, way_of(config.objective.name)
+    length = settings.sequence_length
+    asked = {"loss": way.examples(config.objective, tokenizer, length)}
+    for name, measure in way.measures.items():
+        asked[name] = measure.examples(tokenizer, length)
+    return {
+        name: windows.evaluation_batches(
             examples_of(heldout),
             batch_size=settings.batch_size,
-            most=-(-settings.heldout_tokens // settings.sequence_length),
+            most=-(-settings.heldout_tokens // length),
             host_index=index,
             host_count=count,
-        ),
+        )
+        for name, examples_of in asked.items()
+    }
+
+
+def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, ...]:
+    """What models that only count come to on the held-out text; kept with the run."""
+    target = workdir / "lines.json"
+    if target.exists():
+        return tuple(Line(**line) for line in json.loads(target.read_text()))
+    last = course_of(config).phases[-1].config
+    measured = heldout_batches(last, data.tokenizer, data.heldout, 0, 1)
+    lines = way_of(config.objective.name).lines(
+        config.objective,
+        data.tokenizer,
+        data.train,
+        HeldOut(data.heldout, measured.pop("loss"), measured),
     )
+    shown = [line._asdict() for line in lines]
+    target.write_text(json.dumps(shown, indent=2) + "\n")
+    return lines
+
+
+def check_batch_size(phase: Phase, mesh: Mesh) -> None:
+    """Raises UserError unless the devices can share the batches of a phase."""
+    micro_batches = max(1, phase.config.run.micro_batches)
+    try:
+        parallel.check_batch_size(phase.config.data.batch_size, mesh, micro_batches)
+    except UserError as error:
+        if not phase.first:
+            raise
+        message = f"data.phases, from update {phase.first:,} on: {error}"
+        raise UserError(message) from error
 
 
 # Model + objective -> steps.
@@ -188,10 +250,10 @@ def start_jax(config: ConfigDict) -> None:
 
 def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     """What the run trains, on what, and how it is judged."""
-    settings, optim, run = config.data, config.optim, config.run
+    course, optim, run = course_of(config), config.optim, config.run
     way, family = way_of(config.objective.name), models.family_of(config.model)
     model = models.build(config.model, run.remat, run.fused_attention)
-    batch = data.batches[0]
+    batch = data.batches[0][0]
     params = runs.shapes_of(model, batch)
     plan = runs.make_plan(
         params,
@@ -203,35 +265,51 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
             no_decay=optim.no_decay,
         ),
         optim=optim,
-        warmup_steps=optim.warmup_steps,
-        total_steps=optim.total_steps,
+        warmup_steps=course.warmup_steps,
+        total_steps=course.total_steps,
         placement=family.placement,
         mesh=mesh,
     )
-    length = settings.sequence_length
-    forward = family.forward_flops(
-        config.model,
-        parameter_sizes(params),
-        length,
-        way.predicted(config.objective, length),
-    )
-    held_out = Feed(data.heldout_batches, settings.batch_size, is_whole=False)
+    sizes = parameter_sizes(params)
+
+    def flops(settings: ConfigDict) -> float:
+        """Of an update; the backward pass costs two forward ones."""
+        length = settings.data.sequence_length
+        predicted = way.predicted(settings.objective, length)
+        forward = family.forward_flops(settings.model, sizes, length, predicted)
+        return 3 * forward * settings.data.batch_size * length
+
+    def feed(phase: Phase, batches: Any) -> Feed:
+        return Feed(batches, phase.config.data.batch_size, is_whole=False)
+
+    def evaluation(name: str, terms: Any) -> Evaluation:
+        return Evaluation(
+            feed(course.phases[-1], data.heldout_batches[name]),
+            lambda params, part: (terms(params, part, None), ()),
+        )
+
+    held_out = {"loss": evaluation("loss", plan.loss_terms)}
+    for name, measured in way.measures.items():
+        terms = measured.loss_terms(model, run.logit_chunks)
+        terms = parallel.gathering(terms, plan.state.params, mesh)
+        held_out[name] = evaluation(name, terms)
     return Job(
         run=run,
         seed=config.seed,
         plan=plan,
-        train=Feed(data.batches, settings.batch_size, is_whole=False),
+        phases=tuple(
+            runs.Phase(phase.first, feed(phase, batches), flops(phase.config))
+            for phase, batches in zip(course.phases, data.batches, strict=True)
+        ),
         held_out=held_out,
-        total_steps=optim.total_steps,
-        eval_every_steps=optim.eval_every_steps,
-        evaluate=lambda params, part: (plan.loss_terms(params, part, None), ()),
+        total_steps=course.total_steps,
+        eval_every_steps=course.eval_every_steps,
         measure=lambda programs, params, stop: measure(
             config, data, held_out, mesh, programs, params, stop
         ),
         criterion=lambda values: values["loss"],
         patience=0,
         fresh=lambda: fresh_params(config, model, batch, plan),
-        flops=3 * forward * settings.batch_size * length,  # backward: two forward ones
     )
 
 
@@ -259,22 +337,24 @@ def fresh_params(
 def measure(
     config: ConfigDict,
     data: Data,
-    held_out: Feed,
+    held_out: dict[str, Evaluation],
     mesh: Mesh,
     programs: Programs,
     params: Any,
     stop: loop.StopSignal,
 ) -> dict[str, float] | None:
     """The held-out examples once; None when told to stop."""
-    terms = []
-    for batch in held_out.batches:
-        if stop.received:
-            return None
-        placed = held_out.placed(batch, mesh, programs.micro_batches)
-        terms.append(programs.eval_step(params, placed)[0])
-    totals = loop.sum_terms(terms)
-    means = step.term_means(totals)
-    values = {name: float(value) for name, value in means.items()}
+    values: dict[str, float] = {}
+    for name, one in held_out.items():
+        terms = []
+        for batch in one.feed.batches:
+            if stop.received:
+                return None
+            placed = one.feed.placed(batch, mesh, programs.micro_batches)
+            terms.append(programs.eval_steps[name](params, placed)[0])
+        means = step.term_means(loop.sum_terms(terms))
+        found = {name: float(value) for name, value in means.items()}
+        values = found | values  # the loss is that of the first
     return values | way_of(config.objective.name).evaluation(values, data.heldout)
 
 
@@ -299,31 +379,35 @@ def record_origin(workdir: Path, data: Data) -> None:
     target.write_text(json.dumps(made_of, indent=2) + "\n")
 
 
-def describe(config: ConfigDict, job: Job, data: Data, first: int, line: Line) -> None:
-    """Prints what is about to be trained, on what, and the line to beat."""
+def describe(
+    config: ConfigDict, job: Job, data: Data, first: int, lines: tuple[Line, ...]
+) -> None:
+    """Prints what is about to be trained, on what, and the lines to beat."""
     count = models.count(job.plan.state.params, config.model)
+    if first < job.total_steps:
+        shown = windows.describe(job.batch(first), data.tokenizer, rows=1)
+        print(f"update {first}, {windows.glimpse(shown)}")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
+    told = (f"\n  {line.metric} {line.value:.3f}: {line.name}" for line in lines)
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
-        f"{data.heldout.num_tokens:,} held-out tokens\n"
+        f"{data.heldout.num_tokens:,} held-out tokens; in the first batch "
+        f"{windows.predicted(data.batches[0])}\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
-        f"line to beat: {line.name} {line.loss:.3f} nats; {job.told(first)}",
+        f"{describe_course(course_of(config))}\n"
+        f"lines to beat, by counting alone, on the held-out text:{''.join(told)}\n"
+        f"{job.told(first)}",
         flush=True,
     )
 
 
-def report(config: ConfigDict, result: Result, line: Line) -> None:
+def report(config: ConfigDict, result: Result, lines: tuple[Line, ...]) -> None:
     """Draws the curves, prints best and last values and where everything is."""
     workdir = result.folder
-    draw_curves(
-        read_metrics(workdir / "metrics.jsonl"),
-        workdir / "curves.png",
-        line_to_beat=line.loss,
-        line_name=line.name,
-    )
+    draw_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png", lines)
     evaluations = runs.evaluations_of(workdir)
     if evaluations:
         # NaN is not less than anything, nor is anything less than NaN.
@@ -333,13 +417,30 @@ def report(config: ConfigDict, result: Result, line: Line) -> None:
         last = evaluations[-1]
         print(
             f"held-out loss: last {last['eval/loss']:.4f} (step {last['step']}), best "
-            f"{best['eval/loss']:.4f} (step {best['step']}); {line.name} "
-            f"{line.loss:.3f}"
+            f"{best['eval/loss']:.4f} (step {best['step']})"
         )
+        # An evaluation of an older version may lack a measure.
+        lines = tuple(line for line in lines if f"eval/{line.metric}" in last)
+        for line in lines:
+            found = last[f"eval/{line.metric}"]
+            print(f"  {line.metric} {found:.3f}; {line.name} {line.value:.3f}")
     print(f"run folder: {workdir} (checkpoints/, best/, metrics.jsonl, curves.png)")
     if result.signal is not None:
         print(runs.stopped(result))
         return
+    if (
+        evaluations
+        and lines
+        and (
+            evaluations[-1][f"eval/{lines[0].metric}"]
+            > FREQUENCIES_SHARE * lines[0].value
+        )
+    ):
+        print(
+            f"the run knows no more than {lines[0].name} ({lines[0].metric}): usual "
+            "causes are too few steps (optim.total_steps), a rate too low or too high "
+            "(optim.learning_rate), or too little text"
+        )
     command = [*way_of(config.objective.name).commands, "embed"][0]
     print(f"use it: python predict.py {command} --workdir={workdir} --help")
 

@@ -157,23 +157,24 @@ def foreword(case: Case, **run: Any) -> Contender:
     jax.config.update("jax_enable_compilation_cache", False)
     matmul_rate = device.matmul_rate(case.precision)
     batch = make_batch(case)
-    job = train.make_job(config, train.Data(*[None] * 4, [batch], [batch]), mesh)
+    job = train.make_job(config, train.Data(*[None] * 4, ([batch],), [batch]), mesh)
     plan = job.plan
     state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
     kind = jax.devices()[0].device_kind
     facts = {
         "what": f"jax {jax.__version__}, {case.devices} x {kind}",
         "device": kind,
-        "flops_per_token": job.flops / batch["tokens"].size,
+        "flops_per_token": job.phases[0].flops / batch["tokens"].size,
         "useful": float(np.mean(batch["segment_ids"] > 0)),
         "peak_flops": costs.PEAK_FLOPS.get(kind),
         "matmul_rate": matmul_rate,
     }
-    on_device, key = job.train.placed(batch, mesh, 1), jax.random.key(0)
+    feed = job.phases[0].feed
+    on_device, key = feed.placed(batch, mesh, 1), jax.random.key(0)
 
     @functools.cache
     def program() -> Callable:
-        return runs.update(job, 1)
+        return runs.update(job, feed, 1)
 
     def update() -> Any:
         nonlocal state

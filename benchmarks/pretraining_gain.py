@@ -166,7 +166,7 @@ def floor_of(config: Any, seed: int, floors: dict) -> dict[str, float]:
     gold = [record.fields[task.label_column] for record in test]
     predicted = floors[task.kind](task, train, test)
     predicted = [p | {"gold": g} for p, g in zip(predicted, gold, strict=True)]
-    return kind.measure(predicted, labels)
+    return kind.measure(predicted, labels, task)
 
 
 def texts_of(records: list[Record], columns: tuple[str, ...]) -> list[str]:

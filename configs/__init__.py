@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
+from data import cache
 from errors import UserError
 
 # Kind of config -> the command that takes it, one to begin with.
@@ -109,11 +110,38 @@ def _read(
         _check_kind(named, kind)
         rest = values(argv)
     except (flags.Error, AttributeError, KeyError) as error:
-        message = str(error.args[0]).replace("\\n", ". ").replace("\\'", "").strip("'")
+        message = unknown_setting(argv, named) or " ".join(str(error.args[0]).split())
         raise UserError(f"{message} (in {' '.join(argv[1:])})") from error
     except (OSError, ImportError, SyntaxError, ValueError) as error:
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
     return rest
+
+
+def unknown_setting(argv: Sequence[str], named: str) -> str:
+    """What is said of the first word that sets what no setting is; "": none does."""
+    file = _config_flag([named])
+    file(["", named])
+    values = _by_name(file.config.to_dict())
+    for word in argv:
+        name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
+        if not word.startswith("--config.") or name in values:
+            continue
+        key, keys = (
+            name.split(".")[-1],
+            {known: known.split(".")[-1] for known in values},
+        )
+        near = [known for known in values if key == keys[known]]  # of another group
+        near += [known for known in values if known.startswith(f"{name}.")]
+        near += [known for known in values if key == _initials(keys[known])]
+        near += difflib.get_close_matches(name, values, cutoff=0.75)
+        hint = f"did you mean --config.{near[0]}?" if near else "see --show_config"
+        return f"--config.{name} is no setting of {named.partition('=')[2]}: {hint}"
+    return ""
+
+
+def _initials(name: str) -> str:
+    """learning_rate -> lr"""
+    return "".join(word[:1] for word in name.split("_"))
 
 
 def _check_kind(named: str, kind: str) -> None:
@@ -218,10 +246,13 @@ def _by_name(tree: dict[str, Any]) -> dict[str, Any]:
 
 def check_same(folder: Path, config: ConfigDict) -> None:
     """Raises UserError, naming what differs, unless a run has this config."""
+    from configs._settings import other_rows, rows_of
+
     before, now = flatten(read_config(folder)), flatten(config)
+    unread = other_rows(now).keys() - rows_of(now).keys()  # those of other kinds
     differing = [
         f"{name} was {before.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"
-        for name in sorted(before.keys() | now.keys())
+        for name in sorted((before.keys() | now.keys()) - unread)
         if not name.startswith("run.")
         and before.get(name, "absent") != now.get(name, "absent")
     ]
@@ -234,10 +265,8 @@ def check_same(folder: Path, config: ConfigDict) -> None:
 
 def write_run_folder(folder: Path, config: ConfigDict) -> None:
     """Makes the folder and writes `config.json` into it, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "config.json.partial"
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    cache.write_whole(folder / "config.json", text.encode())
 
 
 def read_config(folder: Path) -> ConfigDict:
@@ -268,6 +297,12 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(group, {})
         inner[key] = value
     return tree
+
+
+def amount(written: int | str) -> FieldReference:
+    """A setting that may be a number or a text, as "300M tokens"; ml_collections else
+    holds it to the type that it has first."""
+    return FieldReference(written, field_type=object)
 
 
 def variant(config: ConfigDict, arg: str) -> ConfigDict:
@@ -304,6 +339,7 @@ def _make_pretraining_tiny(config: ConfigDict) -> None:
 
     way, vocab_size = PRETRAININGS[config.objective.name], config.model.vocab_size
     config.data.update(corpus="pydoc_topics", sequence_length=32, batch_size=8)
+    config.data.phases = ()
     config.data.heldout_fraction = 0.1
     config.data.tokenizer.update(path="", vocab_size=vocab_size)
     config.objective.update(way.tiny(config.objective, config.data.sequence_length))

@@ -12,12 +12,14 @@ from data.tokenizer_training import ALGORITHMS, UNICODE_FORMS
 from models import FAMILIES, PRECISIONS
 from models.transformer import REMAT
 from pretraining import PRETRAININGS
+from pretraining.course import course_of
 from settings import NEVER, Rule, Setting
 from tasks import KINDS
 from training.optimizers import (
     RELEASED_SHAPES,
     SCALED_BY_WARMUP,
     SHAPES,
+    group_schedule,
     make_schedule,
     parse_groups,
 )
@@ -152,11 +154,36 @@ PRETRAINING = (
     ),
     Setting("data.sequence_length", int, "Tokens of a row.", ">=1"),
     Setting("data.batch_size", int, "Rows of an update.", ">=1"),
+    Setting(
+        "data.phases",
+        tuple,
+        "Ordered (first update, batch_size, sequence_length, max_predictions from then "
+        "on); held out are rows of the last one, all the time.",
+        older=(),
+    ),
     Setting("data.tokenizer.vocab_size", int, "Pieces of a learnt one.", ">=1"),
     WAY,
-    Setting("optim.total_steps", int, "Updates of the whole run.", ">=1"),
-    Setting("optim.warmup_steps", int, "Updates in which the rate rises.", ">=0"),
-    Setting("optim.eval_every_steps", int, "Updates between evaluations.", ">=1"),
+    Setting(
+        "optim.total_steps",
+        int,
+        "Updates of the whole run.",
+        ">=1",
+        units=("tokens",),
+    ),
+    Setting(
+        "optim.warmup_steps",
+        int,
+        "Updates in which the rate rises.",
+        ">=0",
+        units=("tokens", "%"),
+    ),
+    Setting(
+        "optim.eval_every_steps",
+        int,
+        "Updates between evaluations.",
+        ">=1",
+        units=("tokens", "%"),
+    ),
 )
 FINETUNING = (
     *COMMON,
@@ -232,10 +259,27 @@ def groups_are_groups(config: ConfigDict) -> None:
     parse_groups(config.optim.groups)
 
 
-def schedule_fits(config: ConfigDict) -> None:
-    names = ("schedule", "learning_rate", "end_learning_rate")
-    names += ("warmup_steps", "total_steps")
-    make_schedule(**{name: config.optim[name] for name in names})
+def schedule_fits(config: ConfigDict) -> str | None:
+    course, optim = course_of(config), config.optim
+    warmup, total = course.warmup_steps, course.total_steps
+    if warmup >= total:
+        updates = f" ({warmup:,} of {total:,} updates)"
+        return (
+            f"optim.warmup_steps={optim.warmup_steps} must be less than "
+            f"optim.total_steps={optim.total_steps}{updates}: set it lower, as by "
+            "--config.optim.warmup_steps=10%"
+        )
+    schedule = {
+        "schedule": optim.schedule,
+        "learning_rate": optim.learning_rate,
+        "end_learning_rate": optim.end_learning_rate,
+        "warmup_steps": warmup,
+        "total_steps": total,
+    }
+    make_schedule(**schedule)
+    for group in parse_groups(optim.groups):
+        group_schedule(group, schedule)
+    return None
 
 
 def positions_suffice(config: ConfigDict) -> str | None:
@@ -245,6 +289,14 @@ def positions_suffice(config: ConfigDict) -> str | None:
             f"data.sequence_length={length} is longer than model.max_positions={most}: "
             "lower the one or raise the other"
         )
+    return None
+
+
+def phases_fit(config: ConfigDict) -> str | None:
+    for phase in course_of(config).phases[1:]:
+        for rule in rules_of(phase.config):
+            if sentence := rule(phase.config):
+                return f"data.phases, from update {phase.first:,} on: {sentence}"
     return None
 
 
@@ -299,6 +351,7 @@ def schedule_warms_up(config: ConfigDict) -> str | None:
 
 BOTH_RULES = (mesh_sizes, groups_are_groups)
 PRETRAINING_RULES = (*BOTH_RULES, schedule_fits, positions_suffice, words_suffice)
+PRETRAINING_RULES += (phases_fit,)
 FINETUNING_RULES = (*BOTH_RULES, is_given_texts, holds_out, metric_is_measured)
 FINETUNING_RULES += (schedule_warms_up,)
 
@@ -358,4 +411,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     elif pairs is not None:
         del values["objective.short_seq_prob"], values["objective.random_next_rate"]
     later = {row.name: row.older for row in rows_of(values).values()}
+    reads_first = FAMILIES[values[FAMILY.name]].frame.readout == "first"
+    if reads_first and "task.null_position" in later:  # there it is the same
+        later["task.null_position"] = "readout"
     return {name: older for name, older in later.items() if older is not NEVER} | values

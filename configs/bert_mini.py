@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = bert_base.get_config()
     config.name = "bert_mini"
     config.data.update(corpus="python_docs", sequence_length=64, batch_size=16)
-    config.data.update(heldout_fraction=0.02, heldout_tokens=0)
+    config.data.update(heldout_fraction=0.02, heldout_tokens=0, phases=())
     config.data.tokenizer.update(vocab_size=4096, sample_bytes=20_000_000)
 
     config.model.update(vocab_size=4096, max_positions=128, num_layers=4, num_heads=4)

@@ -46,6 +46,7 @@ def get_config(arg: str = "small") -> ConfigDict:
             "shards": "",  # their folder; "" is one in the cache, by content
             "sequence_length": 1024,
             "batch_size": 512,
+            "phases": (),  # ordered (first update, what batches have from then on)
         }
     )
     config.data.tokenizer = ConfigDict(
@@ -85,12 +86,12 @@ def get_config(arg: str = "small") -> ConfigDict:
     config.objective = ConfigDict({"name": "causal_lm"})
     config.optim = ConfigDict(
         {
-            "total_steps": 600_000,
+            "total_steps": configs.amount(600_000),  # or "30B tokens"
             "schedule": "cosine",
             "learning_rate": 6e-4,
             "end_learning_rate": 6e-5,
-            "warmup_steps": 2_000,
-            "eval_every_steps": 5_000,
+            "warmup_steps": configs.amount(2_000),  # or "1%", or tokens
+            "eval_every_steps": configs.amount(5_000),  # as these
             "adam": "adamw",  # or "bert", "gpt1": as their releases compute it
             "b1": 0.9,
             "b2": 0.95,

@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,11 +38,19 @@ def cache_folder() -> Path:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that gets its name once it is whole.
 
+    A link is followed: what it points at is written anew, and the link stays. A device
+    or a pipe is no name to give, and written into as it is.
+
     Raises:
         UserError: the disk is full.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        if _is_written_into(path):
+            with path.open("ab") as file:
+                yield file
+            return
+        path = path.resolve()
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -56,9 +65,22 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
             f"the disk is full: writing {path.name} to {path.parent} failed with "
-            f"{free / 1e6:.1f} MB free. Free some space, or set FOREWORD_CACHE to a "
-            "folder on a larger disk; what is finished is kept, run again to go on."
+            f"{free / 1e6:.1f} MB free. Free some space, or name a place on a larger "
+            "disk (of the cache: FOREWORD_CACHE); what is finished is kept, run again "
+            "to go on"
         ) from error
+
+
+def _is_written_into(path: Path) -> bool:
+    """Whether there is something that is no regular file, or what stdout goes to."""
+    if not path.exists():
+        return False
+    there = path.stat()
+    if not stat.S_ISREG(there.st_mode):
+        return True
+    with suppress(OSError):  # a closed stdout
+        return os.path.samestat(there, os.fstat(1))
+    return False
 
 
 def write_whole(path: Path, content: bytes) -> None:

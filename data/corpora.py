@@ -18,6 +18,7 @@ position, so that adding a file moves no document from one side to the other.
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from typing import Any
 from data import cache, docstrings, records
 from errors import UserError
 
+LEADING_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")  # blank ones
 BOUNDARIES = ("blank_line", "file", "paragraph", "line")
 SUFFIXES = (".txt", *records.READERS)
 DOCUMENT_CHARACTERS = 64 << 20  # of one document at most, which memory holds
@@ -38,10 +40,11 @@ def is_heldout(document: str, fraction: float) -> bool:
     """Whether a document belongs to the held-out part, by a hash of its text.
 
     Args:
-        document: the text as a `Corpus` yields it.
+        document: the text; white space around it does not count.
         fraction: expected share of the documents that is held out, 0 to 1.
     """
-    digest = hashlib.blake2b(document.encode(), digest_size=8, person=b"heldout")
+    text = document.strip().encode()
+    digest = hashlib.blake2b(text, digest_size=8, person=b"heldout")
     return int.from_bytes(digest.digest(), "big") < fraction * 2**64
 
 
@@ -52,7 +55,8 @@ class Corpus:
     Attributes:
         source: which corpus, see the head of this file.
         text_field: the field of .jsonl records, column of tables and Parquet files or
-            feature of a TFDS data set that holds the text. A null is no document.
+            feature of a TFDS data set that holds the text. A null, or NaN, is no
+            document.
         document_boundary: "blank_line": blank lines part the documents of a .txt file;
             "file": a .txt file is one document; "paragraph": as "blank_line", and blank
             lines part records as well (``tfds:tiny_shakespeare`` is a single record);
@@ -61,7 +65,8 @@ class Corpus:
             files or by records.
         empty: records without text that the current pass has skipped.
 
-    Iterating yields stripped, non-empty strings.
+    Iterating yields non-empty strings, without blank lines before and white space after
+    the text; the first line keeps its indentation.
 
     Raises:
         UserError: at the latest when the culprit is reached: a file that is missing,
@@ -89,7 +94,7 @@ class Corpus:
             self.fraction_read = fraction
             self.empty += not text or text.isspace()
             for part in self._parts(text):
-                document = part.strip()
+                document = LEADING_LINES.sub("", part).rstrip()
                 check_length(len(document), place, self.document_boundary)
                 if document:
                     yield document
@@ -249,15 +254,14 @@ def _text_of(fields: dict[str, Any], text_field: str, place: str) -> str:
             f"{', '.join(map(repr, fields))}; set text_field to the one with the text"
         )
     value = fields[text_field]
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: field {text_field!r} is not UTF-8 text ({error})"
-            ) from error
+            what = f"{place}: field {text_field!r}"
+            raise records.not_utf8(what, value) from error
     if not isinstance(value, str):
         raise UserError(
             f"{place}: field {text_field!r} holds a {type(value).__name__} "

@@ -31,12 +31,30 @@ def is_labelled(source: str | None) -> bool:
     return records.without_compression(source).endswith(labelled.SUFFIXES)
 
 
-def read_lines(source: str | None) -> Iterator[tuple[str, str]]:
-    """Place and text of the lines of a file (also .gz and .zst), or None: of stdin.
+def read_lines(source: str | None, skip_blank: bool) -> Iterator[tuple[str, str]]:
+    """Place and text of the lines of a file (also compressed), or None: of stdin.
+
+    Says on stderr where there are none.
 
     Raises:
-        UserError: no such file, or what is not UTF-8.
+        UserError: no such file, what is not UTF-8, or a line without a text, unless
+            such are passed over.
     """
+    is_empty = True
+    for place, line in _all_lines(source):
+        if line.strip():
+            is_empty = False
+            yield place, line
+        elif not skip_blank:
+            raise UserError(
+                f"{place} is blank: write a text there, or pass over such lines with "
+                "--skip_blank"
+            )
+    if is_empty:
+        print(f"{source or 'stdin'} holds no text", file=sys.stderr)
+
+
+def _all_lines(source: str | None) -> Iterator[tuple[str, str]]:
     if source is not None:
         path = Path(source)
         if not path.is_file():
@@ -51,17 +69,19 @@ def read_lines(source: str | None) -> Iterator[tuple[str, str]]:
         try:
             yield place, line.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8: {error}") from error
+            raise records.not_utf8(place, line) from error
 
 
-def read_texts(source: str | None, column: str) -> Iterator[tuple[str, str]]:
+def read_texts(
+    source: str | None, column: str, skip_blank: bool
+) -> Iterator[tuple[str, str]]:
     """Place and text of lines, or of a column of records.
 
     Raises:
         UserError: as `read_lines` and `labelled.read`, or no such column.
     """
     if not is_labelled(source):
-        yield from read_lines(source)
+        yield from read_lines(source, skip_blank)
         return
     for record in labelled.read(source):
         if not isinstance(record.fields.get(column), str):

@@ -9,14 +9,17 @@ test splits are, is left out. Anything else is a file, whose suffix decides:
 
 - ``.tsv``, ``.csv``, ``.jsonl``, ``.parquet``: a record as `records` has it.
 - ``.conll``: a word a line, its columns apart by tabs or spaces, the tag last; a blank
-  line ends the sentence and ``-DOCSTART-`` lines are skipped. Fields: words, tags.
+  line ends the sentence. ``-DOCSTART-`` lines are skipped, and those that begin with
+  ``# `` unless they are a word with one of the file's tags. Fields: words, tags.
 - ``.json``: SQuAD 1.1 or 2.0. Fields: id, title, context, question, and answers, a dict
   of the lists text and answer_start, which are empty for an impossible question.
 
-All but Parquet may be compressed (``.gz``, ``.zst``).
+All but Parquet may be compressed, as in `records`.
 
-Every value is text, a list of values or a dict of values: numbers become text as Python
-writes them, and null becomes the empty text. What the texts mean is `tasks`' matter.
+Every value is text, a list of values or a dict of values. Numbers become text as Python
+writes them, whole ones without a point (1.0 is 1, as it is before a missing value turns
+a column into floats); null and NaN, which say that there is none, become the empty
+text. What the texts mean is `tasks`' matter.
 """
 
 import contextlib
@@ -33,6 +36,7 @@ from data.records import numbered_lines
 from errors import UserError
 
 SUFFIXES = (*records.READERS, ".conll", ".json")
+EXACT = 2**53  # whole numbers below it are exact as floats
 
 
 @dataclass(frozen=True)
@@ -86,47 +90,76 @@ def _file_records(path: Path) -> Iterable[Record]:
 
 def _value(value: Any) -> Any:
     """Text, or a list or dict of texts; see the head of this file."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")  # an image, say, is no text
     if isinstance(value, dict):
         return {str(name): _value(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return [_value(item) for item in value]
-    return str(value)
+    if isinstance(value, bytes):
+        return _decoded(value)
+    if isinstance(value, float | np.floating):
+        return _number(value)
+    return "" if value is None else str(value)
+
+
+def _decoded(value: bytes) -> str | dict[str, str]:
+    """An image, say, is no text: whoever asks for one there is told so."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"bytes": str(len(value))}
+
+
+def _number(value: float | np.floating) -> str:
+    if np.isnan(value):
+        return ""
+    is_whole = abs(value) < EXACT and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 
 # Words and questions
 
 
 def _conll_records(path: Path) -> Iterator[Record]:
-    words: list[str] = []
-    tags: list[str] = []
+    lines = [(number, _conll_columns(line)) for number, line, _ in numbered_lines(path)]
+    plain = [row for _, row in lines if row and row[0] not in ("#", "-DOCSTART-")]
+    width = len(plain[0]) if plain else 0
+    tags = {row[-1] for row in plain}
+    sentence: list[list[str]] = []
     first = 0
-
-    def sentence() -> Iterator[Record]:
-        if words:
-            fields = {"words": [*words], "tags": [*tags]}
-            yield Record(fields, f"{path}, sentence of line {first}")
-        words.clear()
-        tags.clear()
-
-    for number, line, _ in numbered_lines(path):
-        columns = line.split("\t") if "\t" in line else line.split()
-        if not line.strip() or columns[0] == "-DOCSTART-":
-            yield from sentence()
+    for number, row in [*lines, (0, [])]:
+        if not row or row[0] == "-DOCSTART-":
+            if sentence:
+                words, tagged = [r[0] for r in sentence], [r[-1] for r in sentence]
+                place = f"{path}, sentence of line {first}"
+                yield Record({"words": words, "tags": tagged}, place)
+            sentence = []
             continue
-        if len(columns) < 2 or not columns[0].strip() or not columns[-1].strip():
-            raise UserError(
-                f"{path}, line {number}: {line!r} is not a word, white space and a tag"
-            )
-        first = first if words else number
-        words.append(columns[0].strip())
-        tags.append(columns[-1].strip())
-    yield from sentence()
+        is_word = len(row) == width and row[-1] in tags
+        if row[0] == "#" and not sentence and not is_word:
+            continue  # a comment
+        _check_columns(row, width, f"{path}, line {number}")
+        first = first if sentence else number
+        sentence.append(row)
+
+
+def _conll_columns(line: str) -> list[str]:
+    """None of a blank line; a no-break space is part of a word."""
+    if not line.strip():
+        return []
+    columns = line.split("\t") if "\t" in line else filter(None, line.split(" "))
+    return [column.strip() for column in columns]
+
+
+def _check_columns(row: list[str], width: int, place: str) -> None:
+    if len(row) < 2 or not row[0] or not row[-1]:
+        raise UserError(
+            f"{place}: {' '.join(row)!r} is not a word, white space and a tag"
+        )
+    if len(row) != width:
+        raise UserError(
+            f"{place}: {len(row)} columns, but {width} before; part columns by tabs "
+            "where words have spaces in them"
+        )
 
 
 def _squad_records(path: Path) -> list[Record]:

@@ -19,8 +19,10 @@ class Masking:
     `mask_token_rate` become [MASK], `random_token_rate` a random piece, the rest stay.
 
     Unlike BERT's code, random pieces are never special or unused ones, and with
-    `whole_word` the pieces of a word share one fate; a word that would overflow the
-    number to predict is skipped, as there.
+    `whole_word` the pieces of a word share one fate. A word that would overflow the
+    number to predict is skipped, as there; but one of more than P pieces, which none
+    can hold, is no word here, nor is any where all of the row would be skipped: in text
+    without spaces a whole sentence may be one.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Masking:
         self.mask_rate = mask_rate
         self.mask_token_rate = mask_token_rate
         self.random_token_rate = random_token_rate
+        self.kept_rate = 1 - mask_token_rate - random_token_rate
         self.max_predictions = max_predictions
         self.whole_word = whole_word
         self.mask_id = tokenizer.special_ids["mask"]
@@ -66,12 +69,11 @@ class Masking:
         quota = np.rint(real * self.mask_rate).astype(np.int64)
         quota = np.clip(quota, 1, self.max_predictions)
         is_candidate = (segment_ids > 0) & ~self.is_special[tokens]
-        words, sizes = self._words(tokens, segment_ids, is_candidate)
+        words, sizes = self._words(tokens, segment_ids, is_candidate, quota)
         is_chosen = _choose_words(sizes, quota, draws)
         predicted = np.take_along_axis(is_chosen, words, axis=1) & is_candidate
         rows, positions = np.nonzero(predicted)
-        counts = predicted.sum(axis=1)
-        slots = ranges(np.zeros_like(counts), counts)
+        slots = slots_of(predicted)
         targets = tokens[rows, positions]
         # One draw for a word, whatever its number of pieces.
         fates = draws.uniform(tokens.shape[1])[rows, words[rows, positions]]
@@ -85,22 +87,15 @@ class Masking:
                 fates < self.mask_token_rate + self.random_token_rate, random, targets
             ),
         )
-        predictions = {
-            "predict_positions": (positions, np.int32),
-            "targets": (targets, np.int32),
-            "weights": (1, np.float32),
-        }
-        masked = batch | {"tokens": corrupted}
-        for name, (values, dtype) in predictions.items():
-            masked[name] = np.zeros((len(tokens), self.max_predictions), dtype)
-            masked[name][rows, slots] = values
-        return masked
+        shown = predictions(predicted, tokens, self.max_predictions)
+        return batch | {"tokens": corrupted} | shown
 
     def _words(
         self,
         tokens: Int32[np.ndarray, "B T"],
         segment_ids: Int32[np.ndarray, "B T"],
         is_candidate: Bool[np.ndarray, "B T"],
+        quota: Int64[np.ndarray, " B"],
     ) -> tuple[Int64[np.ndarray, "B T"], Int64[np.ndarray, "B T"]]:
         """Which word of its row, 0, 1, .., each candidate belongs to, and the number of
         candidates in each word."""
@@ -112,10 +107,51 @@ class Masking:
         goes_on[:, 0] = False
         goes_on[:, 1:] &= is_candidate[:, :-1]  # else after a special token
         goes_on[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
-        words = np.cumsum(is_candidate & ~goes_on, axis=1) - 1
-        np.maximum(words, 0, out=words)  # before the first candidate
-        flat = (words + length * np.arange(rows)[:, None])[is_candidate]
-        return words, np.bincount(flat, minlength=rows * length).reshape(rows, length)
+        words, sizes = _numbered(is_candidate, goes_on)
+        fits = ((sizes > 0) & (sizes <= quota[:, None])).any(axis=1)
+        longest = np.where(fits, self.max_predictions, quota)[:, None]
+        if (sizes > longest).any():
+            goes_on &= np.take_along_axis(sizes, words, axis=1) <= longest
+            words, sizes = _numbered(is_candidate, goes_on)
+        return words, sizes
+
+
+def _numbered(
+    is_candidate: Bool[np.ndarray, "B T"], goes_on: Bool[np.ndarray, "B T"]
+) -> tuple[Int64[np.ndarray, "B T"], Int64[np.ndarray, "B T"]]:
+    """The number of each candidate's word, and the number of candidates in each."""
+    rows, length = is_candidate.shape
+    words = np.cumsum(is_candidate & ~goes_on, axis=1) - 1
+    np.maximum(words, 0, out=words)  # before the first candidate
+    flat = (words + length * np.arange(rows)[:, None])[is_candidate]
+    return words, np.bincount(flat, minlength=rows * length).reshape(rows, length)
+
+
+def predictions(
+    is_predicted: Bool[np.ndarray, "B T"], tokens: Int32[np.ndarray, "B T"], room: int
+) -> Batch:
+    """What is predicted in rows of tokens, in order.
+
+    Returns:
+        "predict_positions", "targets" and "weights" [B, room].
+    """
+    rows, positions = np.nonzero(is_predicted)
+    values = {
+        "predict_positions": (positions, np.int32),
+        "targets": (tokens[rows, positions], np.int32),
+        "weights": (1, np.float32),
+    }
+    found = {}
+    for name, (value, dtype) in values.items():
+        found[name] = np.zeros((len(tokens), room), dtype)
+        found[name][rows, slots_of(is_predicted)] = value
+    return found
+
+
+def slots_of(is_predicted: Bool[np.ndarray, "B T"]) -> Int64[np.ndarray, " N"]:
+    """The place of each prediction among those of its row."""
+    counts = is_predicted.sum(axis=1)
+    return ranges(np.zeros_like(counts), counts)
 
 
 def _choose_words(

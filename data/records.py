@@ -23,13 +23,15 @@ import socket
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+GUESSED_BYTES = 1 << 14  # of which the encoding is guessed
+TELLING_BYTES = 32  # beyond ASCII, at least
 LINE_BYTES = 256 << 20  # of a longer line that no memory should have to hold
 TFDS_RECORDS = 1024  # fetched at once
 
@@ -61,7 +63,7 @@ def format_of(path: Path, known: Iterable[str]) -> str:
             return suffix
     raise UserError(
         f"{path}: the suffix says nothing about the format; known are "
-        f"{' '.join(known)}, all but .parquet also with {' or '.join(COMPRESSIONS)}"
+        f"{' '.join(known)}, all but .parquet also with {' '.join(COMPRESSIONS)}"
     )
 
 
@@ -90,12 +92,13 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, float]]:
                 share = min(1.0, raw.tell() / size)
             try:
                 text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: not UTF-8 "
-                    f"(byte 0x{line[error.start]:02x} at column {error.start + 1}); "
-                    "convert it first, e.g. iconv -f LATIN1 -t UTF-8"
-                ) from error
+                # ASCII in UTF-16 is UTF-8 as well, every second character of it U+0000.
+                is_text = number > 1 or 3 * line.count(0) <= len(line)
+            except UnicodeDecodeError:
+                is_text = False
+            if not is_text:
+                rest = stream.read(GUESSED_BYTES)
+                raise not_utf8(f"{path}, line {number}", line, rest)
             if len(line) == LINE_BYTES:
                 raise UserError(
                     f"{path}, line {number} has more than {LINE_BYTES >> 20} MiB: is "
@@ -104,6 +107,35 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, float]]:
             if number == 1:
                 text = text.removeprefix("\ufeff")  # byte order mark of Windows editors
             yield number, text.rstrip("\r\n"), share
+
+
+def not_utf8(place: str, text: bytes, rest: bytes = b"") -> UserError:
+    """What to say of bytes that are not UTF-8, and of what follows them.
+
+    Names the encoding that they seem to be in, and what they read in it, since such
+    guesses go wrong.
+    """
+    import charset_normalizer  # a tenth of a second to import
+
+    found = "NULs between its characters"
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{text[error.start]:02x} at column {error.start + 1}"
+    sample = text + rest
+    if len(sample) > GUESSED_BYTES:  # a character cut in two would mislead
+        sample = sample[:GUESSED_BYTES].rpartition(b"\n")[0]
+    # Of a few letters among ASCII anything may be guessed.
+    tells = 0 in sample or sum(byte > 127 for byte in sample) >= TELLING_BYTES
+    guess = charset_normalizer.from_bytes(sample).best() if tells else None
+    advice = "convert it to UTF-8 first"
+    if guess and guess.encoding not in ("ascii", "utf_8"):
+        name = guess.encoding.replace("_", "-")
+        advice += (
+            f"; if it is {name}, as it seems, it begins {str(guess)[:30]!r}, and "
+            f"iconv -f {name} -t UTF-8 does it"
+        )
+    return UserError(f"{place}: not UTF-8 ({found}); {advice}")
 
 
 @contextlib.contextmanager
@@ -125,7 +157,53 @@ def _decompressed(path: Path, raw: BinaryIO) -> Any:
         import pyarrow  # a third of a second; zstandard says nothing of a cut file
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 17)
+    if path.suffix == ".bz2":
+        import bz2  # as lzma not part of every Python
+
+        streams = _Streams(raw, bz2.BZ2Decompressor, OSError)
+        return io.BufferedReader(streams, 1 << 17)
+    if path.suffix == ".xz":
+        import lzma
+
+        streams = _Streams(raw, lzma.LZMADecompressor, lzma.LZMAError)
+        return io.BufferedReader(streams, 1 << 17)
     return raw
+
+
+class _Streams(io.RawIOBase):
+    """Compressed streams one after the other, each of them whole.
+
+    `bz2.open` and `lzma.open` take damage at the head of a later one for the end.
+    """
+
+    def __init__(
+        self, raw: BinaryIO, decoder: Callable[[], Any], error: type[Exception]
+    ):
+        self.raw, self.new, self.error = raw, decoder, error
+        self.decoder = decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        found = b""
+        while not found:
+            data, is_between = b"", self.decoder.eof
+            if is_between or self.decoder.needs_input:
+                left = self.decoder.unused_data if is_between else b""
+                data = left or self.raw.read(1 << 17)
+                if not data and is_between:
+                    return 0
+                if not data:
+                    raise EOFError("it ends within a compressed stream")
+                if is_between:
+                    self.decoder = self.new()
+            try:
+                found = self.decoder.decompress(data, len(buffer))
+            except self.error as error:
+                raise OSError(str(error)) from error
+        buffer[: len(found)] = found
+        return len(found)
 
 
 # Formats

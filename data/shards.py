@@ -45,16 +45,17 @@ from tqdm import tqdm
 
 from data.cache import cache_folder, digest, new_file
 from data.corpora import Corpus, is_heldout
-from data.tokenizers import Tokenizer
+from data.tokenizers import Tokenizer, count_unknown
 from errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "heldout")
 CHUNK_BYTES = (
     16 << 20
 )  # UTF-8 text of one part; what a kill can lose, what memory holds
 ENCODE_BYTES = 1 << 20  # text given to the tokenizer at once; its results are bulky
-LINE_CHARACTERS = 200  # a longer line is taken for a paragraph and cut into sentences
+LINE_BYTES = 200  # a longer line is taken for a paragraph and cut into sentences
+SENTENCE_TOKENS = 64  # a longer sentence is cut: of a pair too long the ends are lost
 STALE_SECONDS = 600  # a temporary file this old belongs to a process that was killed
 UNKNOWN_WARNING = 0.01
 REMEMBERED_DOCUMENTS = 1 << 18  # hashes kept to find copies; of more a sample
@@ -234,17 +235,19 @@ def write_part(
             "documents": len(document_offsets) - 1,
             "skipped": len(mine) - len(document_offsets) + 1,
             "tokens": len(tokens),
-            "unknown": _count_unknown(tokens, tokenizer),
+            "unknown": count_unknown(tokenizer, tokens),
             "text_bytes": sum(_utf8_bytes(document) for document in mine),
         }
     _write_json(folder / f"{number:05d}.json", counts)
     return counts
 
 
-# What ends a sentence: Latin, Arabic, Urdu and Devanagari marks before a space, closing
-# quotes included; the full-width marks of Chinese and Japanese need no space.
+# What ends a sentence: Latin, Arabic, Urdu, Devanagari and Armenian marks before a
+# space, closing quotes included; the marks of Chinese and Japanese, Burmese, Khmer,
+# Ethiopic, Tibetan and Mongolian need no space. Thai and Lao have none.
 _SENTENCE_END = re.compile(
-    r"""[.!?…؟۔।॥]+["'”’»)\]]*\s+ | [。！？]+[」』”’）)\]]*\s*""", re.VERBOSE
+    r"""[.!?…؟۔।॥։]+["'”’»)\]]*\s+ | [。！？｡။។៕።፧፨།༎᠃]+[」』”’»）)\]]*\s*""",
+    re.VERBOSE,
 )
 
 
@@ -257,7 +260,7 @@ def split_sentences(document: str) -> list[str]:
     sentences = []
     for line in document.split("\n"):
         start = 0
-        if len(line) > LINE_CHARACTERS:
+        if _utf8_bytes(line) > LINE_BYTES:
             for end in _SENTENCE_END.finditer(line):
                 sentences.append(line[start : end.end()].strip())
                 start = end.end()
@@ -462,21 +465,35 @@ def _encode(
             split_sentences(document) if framing.split_sentences else [document]
             for document in batch
         ]
-        encoded = iter(tokenizer.encode_batch([s for text in sentences for s in text]))
+        found = tokenizer.encode_batch([s for text in sentences for s in text])
+        _check_ids(_concatenate(found), tokenizer)
+        encoded = iter(found)
         for text in sentences:
             pieces = [ids for ids in (next(encoded) for _ in text) if len(ids)]
             if not pieces:
                 continue  # nothing is left of it, for example only control characters
+            if framing.split_sentences:
+                pieces = [part for ids in pieces for part in _cut_long(ids, tokenizer)]
             pieces[0] = np.concatenate([frame_start, pieces[0]])
             pieces[-1] = np.concatenate([pieces[-1], frame_end])
             lengths = [len(ids) for ids in pieces]
             parts += pieces
             sentence_lengths += lengths
             document_lengths.append(sum(lengths))
-    tokens = _concatenate(parts)
-    _check_ids(tokens, tokenizer)
-    tokens = tokens.astype(_token_type(tokenizer.vocab_size))
+    tokens = _concatenate(parts).astype(_token_type(tokenizer.vocab_size))
     return tokens, _offsets(document_lengths), _offsets(sentence_lengths)
+
+
+def _cut_long(
+    sentence: Int32[np.ndarray, " N"], tokenizer: Tokenizer
+) -> list[Int32[np.ndarray, " M"]]:
+    """Parts of at most `SENTENCE_TOKENS`, cut before a word where there is one."""
+    cuts = [0]
+    while len(sentence) - cuts[-1] > SENTENCE_TOKENS:
+        possible = sentence[cuts[-1] + 1 : cuts[-1] + 1 + SENTENCE_TOKENS]
+        words = np.flatnonzero(tokenizer.starts_word[possible])
+        cuts.append(cuts[-1] + 1 + int(words[-1] if words.size else len(possible) - 1))
+    return np.split(sentence, cuts[1:])
 
 
 def _check_ids(tokens: Int32[np.ndarray, " N"], tokenizer: Tokenizer) -> None:
@@ -490,12 +507,6 @@ def _check_ids(tokens: Int32[np.ndarray, " N"], tokenizer: Tokenizer) -> None:
             f"{tokenizer.vocab_size} pieces (ids 0 to {tokenizer.vocab_size - 1}). Its "
             "files do not belong together; bring a consistent set."
         )
-
-
-def _count_unknown(tokens: Integer[np.ndarray, " N"], tokenizer: Tokenizer) -> int:
-    if "unk" not in tokenizer.special_ids:
-        return 0  # byte-level vocabularies know everything
-    return int(np.count_nonzero(tokens == tokenizer.special_ids["unk"]))
 
 
 def _warn_of_unknown_pieces(counts: list[dict]) -> bool:

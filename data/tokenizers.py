@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from data import cache
@@ -225,6 +225,11 @@ class SentencePieceTokenizer:
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
+
+
+def count_unknown(tokenizer: Tokenizer, ids: Integer[np.ndarray, " N"]) -> int:
+    """How many of the ids are the unknown piece; none where there is no such."""
+    return int(np.count_nonzero(ids == tokenizer.special_ids.get("unk", -1)))
 
 
 def _special_ids(vocabulary: dict[str, int]) -> dict[str, int]:

@@ -20,7 +20,6 @@ from jaxtyping import Float32, Int32, Int64, Integer, Shaped
 
 from data import draws
 from data.draws import Draws
-from data.shards import Shards
 from data.tokenizers import Tokenizer
 from errors import UserError
 
@@ -53,6 +52,20 @@ class Visits:
 
 
 @runtime_checkable  # what tests check
+class Text(Protocol):
+    """A stream of documents, as `Shards` has it."""
+
+    split: str
+
+    @property
+    def tokens(self) -> Integer[np.ndarray, " N"]: ...
+    @property
+    def documents(self) -> Int64[np.ndarray, " D_plus_1"]: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+
+@runtime_checkable
 class Examples(Protocol):
     """The examples of a split, by index from 0 on."""
 
@@ -66,14 +79,16 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
+    visits_before: int = 0,
     host_index: int = 0,
     host_count: int = 1,
 ) -> "grain.MapDataset":
     """`[step]` is this host's rows of the global batch of that step; without end.
 
-    Visit v = step * batch_size + row takes place v of an order shuffled anew in each
-    epoch, and draws by (seed, v). Hosts take consecutive rows, so joined in order they
-    give the batch of a single host.
+    Visit v = visits_before + step * batch_size + row takes place v of an order shuffled
+    anew in each epoch, and draws by (seed, v). Hosts take consecutive rows, so joined
+    in order they give the batch of a single host. Steps are counted from the first one
+    with batches of this size, and `visits_before` are those of the steps before it.
     """
     import grain  # and with it jax, which preparing needs not
 
@@ -83,7 +98,7 @@ def training_batches(
     count = len(examples)
 
     def batch(step: int) -> Batch:
-        visits = step * batch_size + mine
+        visits = visits_before + step * batch_size + mine
         epochs, places = np.divmod(visits, count)
         indices = draws.shuffled(places, epochs, count, seed)
         starts = draws.starts_of(draws.VISITS, seed, rows=visits)
@@ -163,6 +178,23 @@ def describe(
     return "\n".join(lines)
 
 
+def glimpse(described: str) -> str:
+    """The beginning of what `describe` says of a row, in a few lines of a terminal."""
+    lines = described.splitlines()[:3]
+    cut = (f"{line[:156]} ..." if len(line) > 160 else line for line in lines)
+    return "\n".join(cut)
+
+
+def predicted(batch: Batch) -> str:
+    """How much the rows of a batch predict, and how many of them nothing."""
+    counts = np.count_nonzero(batch["weights"], axis=1)
+    without = np.count_nonzero(counts == 0)
+    return (
+        f"{counts.mean():.1f} predictions a row, {without:,} of {len(counts):,} rows "
+        "have none"
+    )
+
+
 def _notes(example: Batch, tokenizer: Tokenizer) -> dict[int, str]:
     """What to show in place of the piece at a position."""
     tokens, pieces = example["tokens"], tokenizer.pieces
@@ -201,7 +233,7 @@ def _decoded(
 
 
 def read(
-    shards: Shards,
+    text: Text,
     starts: Int64[np.ndarray, " B"],
     stops: Int64[np.ndarray, " B"],
     length: int,
@@ -217,12 +249,12 @@ def read(
     columns = np.arange(length)
     is_real = columns < (stops - starts)[:, None]
     places = np.where(is_real, starts[:, None] + columns, 0)
-    tokens = np.where(is_real, shards.tokens[places], 0).astype(np.int32)
-    first = np.searchsorted(shards.documents, starts, side="right")
-    counts = np.searchsorted(shards.documents, stops) - first
+    tokens = np.where(is_real, text.tokens[places], 0).astype(np.int32)
+    first = np.searchsorted(text.documents, starts, side="right")
+    counts = np.searchsorted(text.documents, stops) - first
     rows = np.repeat(np.arange(len(starts)), counts)
     begins = np.zeros((len(starts), length), np.int32)
-    inside = shards.documents[ranges(first, counts)] - starts[rows]
+    inside = text.documents[ranges(first, counts)] - starts[rows]
     begins[rows, inside] = inside
     segment_ids = 1 + np.cumsum(begins > 0, axis=1, dtype=np.int32)
     positions = columns.astype(np.int32) - np.maximum.accumulate(begins, axis=1)
@@ -249,11 +281,11 @@ def ranges(
     return np.arange(lengths.sum()) + np.repeat(starts - ends + lengths, lengths)
 
 
-def check_text(shards: Shards) -> None:
+def check_text(text: Text) -> None:
     """UserError where a split is too short for a token to follow another."""
-    if shards.num_tokens < 2:
+    if text.num_tokens < 2:
         raise UserError(
-            f"the {shards.split} split holds {shards.num_tokens} token(s): nothing to "
+            f"the {text.split} split holds {text.num_tokens} token(s): nothing to "
             "predict. Add text to data.corpus."
         )
 
@@ -261,8 +293,8 @@ def check_text(shards: Shards) -> None:
 def _rows_of_host(batch_size: int, index: int, count: int) -> Int64[np.ndarray, " B"]:
     if batch_size < 1 or batch_size % count:
         raise UserError(
-            f"data.batch_size={batch_size} does not divide over {count} host(s); "
-            f"choose a multiple of {count}."
+            f"data.batch_size={batch_size} does not divide over {count} host(s): "
+            f"choose {count}, or a multiple of it"
         )
     rows = batch_size // count
     return np.arange(index * rows, (index + 1) * rows)

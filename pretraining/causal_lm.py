@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from data.shards import Framing, Shards
 from data.tokenizers import GPT_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits, check_text, next_token_targets, read
-from pretraining.language_model import (
-    long_enough,
-    perplexity,
-    unigram_line,
-    word_loss,
-)
-from pretraining.record import Pretraining
+from pretraining.counts import Ngrams, rows_as_stream, stream_of
+from pretraining.language_model import long_enough, perplexity, word_loss
+from pretraining.record import HeldOut, Line, Objective, Pretraining
+
+BITS = "bits_per_byte"
+NGRAMS = {"unigram": 1, "bigram": 2, "5-gram": 5}
 
 
 class CausalLmExamples:
@@ -74,13 +74,46 @@ def loss_terms(model: Any, logit_chunks: int) -> Callable:
 def evaluation(means: Mapping[str, float], heldout: Shards) -> dict[str, float]:
     """Perplexity, and bits for a byte of the text whatever its tokens are."""
     loss = means["causal_lm_loss"]
+    return {"perplexity": perplexity(loss), BITS: bits_per_byte(loss, heldout)}
+
+
+def bits_per_byte(loss: float, split: Shards) -> float:
+    """Of nats a token."""
     # Every token is predicted but the first of a document, which its frame adds.
-    predicted = heldout.num_tokens - (len(heldout.documents) - 1)
-    bytes_per_token = heldout.text_bytes / predicted
-    return {
-        "perplexity": perplexity(loss),
-        "bits_per_byte": loss / math.log(2) / bytes_per_token,
-    }
+    predicted = split.num_tokens - (len(split.documents) - 1)
+    return loss / math.log(2) * predicted / split.text_bytes
+
+
+def lines(
+    _: Objective, __: Tokenizer, train: Shards, held_out: HeldOut
+) -> tuple[Line, ...]:
+    """Counts of the training text's pieces, of their pairs, and of runs of five."""
+    text = stream_of(train.tokens, train.documents)
+    size = len(train.unigram_counts)
+    models = {name: Ngrams(text, size, order) for name, order in NGRAMS.items()}
+    losses = np.zeros(len(models))
+    predicted = 0.0
+    for batch in held_out.batches:
+        weights = batch["weights"].reshape(-1)
+        predicted += float(weights.sum())
+        for number, model in enumerate(models.values()):
+            found = target_probabilities(model, batch)
+            losses[number] -= weights @ np.log(found)
+    return tuple(
+        Line(name, BITS, bits_per_byte(loss / predicted, held_out.split))
+        for name, loss in zip(models, losses.tolist(), strict=True)
+    )
+
+
+def target_probabilities(model: Ngrams, batch: Batch) -> Float64[np.ndarray, " N"]:
+    """Of the targets of a batch, row by row, after the tokens before them there."""
+    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+    # The last target stands in no row.
+    last, goes_on = batch["targets"][:, -1:], batch["weights"][:, -1:] > 0
+    words = np.concatenate([tokens, last], axis=1)
+    segments = np.concatenate([segment_ids, segment_ids[:, -1:] * goes_on], axis=1)
+    found = model.probabilities(rows_as_stream(words, segments))
+    return found.reshape(words.shape)[:, 1:].reshape(-1)
 
 
 PRETRAINING = Pretraining(
@@ -92,7 +125,8 @@ PRETRAINING = Pretraining(
     sees="left",
     loss_terms=loss_terms,
     predicted=lambda _, length: length,
-    line=lambda split, _: unigram_line(split.unigram_counts),
+    measures={},  # its loss is one already
+    lines=lines,
     evaluation=evaluation,
     commands=("generate",),
     settings=(),

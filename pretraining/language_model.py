@@ -1,16 +1,9 @@
-"""What the ways that predict words share: their loss, their line, what is told of it.
-
-Whoever has learnt only how frequent each word is has the unigram entropy as its loss.
-"""
+"""What the ways that predict words share: their loss, and what is told of it."""
 
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-from jaxtyping import Int64
 from ml_collections import ConfigDict
-
-from pretraining.record import Line
 
 if TYPE_CHECKING:
     from models.transformer import Prediction
@@ -37,12 +30,6 @@ def word_loss(prediction: "Prediction", batch: dict, logit_chunks: int) -> "Term
         batch["weights"],
         logit_chunks,
     )
-
-
-def unigram_line(counts: Int64[np.ndarray, " V"]) -> Line:
-    """The entropy in nats of tokens that are drawn without any context."""
-    shares = counts[counts > 0] / counts.sum(dtype=np.float64)
-    return Line("unigram entropy", float(-np.sum(shares * np.log(shares))))
 
 
 def perplexity(loss: float) -> float:

@@ -5,62 +5,28 @@ Liu et al. 2019, section 4.2, in rows packed full.
 """
 
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from data.masking import Masking
 from data.shards import Framing, Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
-from data.windows import Batch, Visits, check_text, read
+from data.windows import Batch, Visits
 from pretraining import masked_words
-from pretraining.language_model import word_loss
+from pretraining.masked_words import Windows
 from pretraining.record import Objective, Pretraining
 
 
 class MaskedLmExamples:
-    """Windows of the stream, some of their tokens masked.
+    """Windows of the stream, some of their tokens masked."""
 
-    Rows are packed full: a window goes on into the following documents, which do not
-    see each other (`segment_ids`). Each window begins with [CLS], put in front where it
-    cuts a document, and advances by T-1 tokens.
-    """
-
-    def __init__(
-        self,
-        shards: Shards,
-        tokenizer: Tokenizer,
-        masking: Masking,
-        sequence_length: int,
-    ):
-        check_text(shards)
+    def __init__(self, windows: Windows, masking: Masking):
+        self.windows = windows
         self.masking = masking
-        self.shards = shards
-        self.sequence_length = sequence_length
-        self.cls = tokenizer.special_ids["cls"]
-        self.pad = tokenizer.special_ids["pad"]
-        assert shards.tokens[0] == self.cls, "shards framed for another way"
 
     def __len__(self) -> int:
-        # No window for the last token alone: it is a [SEP], nothing to predict.
-        return (self.shards.num_tokens - 2) // (self.sequence_length - 1) + 1
+        return len(self.windows)
 
     def batch(self, visits: Visits) -> Batch:
-        length, documents = self.sequence_length, self.shards.documents
-        starts = visits.indices * (length - 1)
-        # Within a document [CLS] takes the place of the token before.
-        starts -= documents[np.searchsorted(documents, starts)] != starts
-        stops = np.minimum(starts + length, self.shards.num_tokens)
-        tokens, segment_ids, positions = read(self.shards, starts, stops, length)
-        tokens[:, 0] = self.cls
-        tokens[segment_ids == 0] = self.pad
-        rows = {
-            "tokens": tokens,
-            "segment_ids": segment_ids,
-            "positions": positions,
-            "token_types": np.zeros_like(tokens),
-        }
-        return self.masking.mask(rows, visits.draws)
+        return self.masking.mask(self.windows.rows(visits.indices), visits.draws)
 
 
 def framing(tokenizer: Tokenizer) -> Framing:
@@ -73,17 +39,9 @@ def make_examples(
     objective: Objective, tokenizer: Tokenizer, sequence_length: int
 ) -> Callable[[Shards], MaskedLmExamples]:
     masking = masked_words.make_masking(objective, tokenizer)
-    return lambda split: MaskedLmExamples(split, tokenizer, masking, sequence_length)
-
-
-def loss_terms(model: Any, logit_chunks: int) -> Callable:
-    """The masked tokens."""
-
-    def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
-        output = model.apply(params, batch, dropout_key)
-        return {"masked_lm": word_loss(output["masked_lm"], batch, logit_chunks)}
-
-    return terms
+    return lambda split: MaskedLmExamples(
+        Windows(split, tokenizer, sequence_length), masking
+    )
 
 
 PRETRAINING = Pretraining(
@@ -93,9 +51,10 @@ PRETRAINING = Pretraining(
     examples=make_examples,
     outputs=("masked_lm",),
     sees="both",
-    loss_terms=loss_terms,
+    loss_terms=masked_words.masked_loss_terms("masked_lm"),
     predicted=lambda objective, _: objective.max_predictions,
-    line=masked_words.line,
+    measures=masked_words.MEASURES,
+    lines=masked_words.lines,
     evaluation=masked_words.evaluation,
     commands=("fill_mask",),
     settings=masked_words.SETTINGS,

@@ -1,16 +1,27 @@
-"""What the ways that mask words share: settings of masks, and what must fit them."""
+"""What the ways that mask words share: windows of text, settings of masks, the measure
+of held-out text, and the lines to beat."""
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float64, Int64, Integer
 from ml_collections import ConfigDict
 
-from data.masking import Masking
+from data import draws
+from data.masking import Masking, predictions
 from data.shards import Shards
 from data.tokenizers import Tokenizer
-from pretraining.language_model import long_enough, perplexity, unigram_line
-from pretraining.record import Line, Objective
+from data.windows import EVALUATION_SEED, Batch, Text, Visits, check_text, read
+from pretraining.counts import Neighbours, frequencies, stream_of
+from pretraining.language_model import long_enough, perplexity, word_loss
+from pretraining.record import HeldOut, Line, Measure, Objective
 from settings import Setting
+
+HIDDEN_RATE = 0.15
+MOST_HIDDEN = 1 << 14  # words that both neighbours are asked for
+AT_ONCE = 256  # of their distributions over the vocabulary
 
 ROLES = ("pad", "cls", "sep", "mask")
 
@@ -26,11 +37,198 @@ def make_masking(objective: Objective, tokenizer: Tokenizer) -> Masking:
     )
 
 
-def line(split: Shards, tokenizer: Tokenizer) -> Line:
-    """The unigram entropy of what is ever masked."""
-    counts = split.unigram_counts.copy()
-    counts[list(tokenizer.special_ids.values())] = 0
-    return unigram_line(counts)
+class Windows:
+    """Rows of the stream, packed full.
+
+    A window goes on into the following documents, which do not see each other
+    (`segment_ids`). Each begins with [CLS], put in front where it cuts a document, and
+    advances by T-1 tokens.
+    """
+
+    def __init__(self, text: Text, tokenizer: Tokenizer, sequence_length: int):
+        check_text(text)
+        self.text = text
+        self.sequence_length = sequence_length
+        self.cls = tokenizer.special_ids["cls"]
+        self.pad = tokenizer.special_ids["pad"]
+        assert text.tokens[0] == self.cls, "shards framed for another way"
+
+    def __len__(self) -> int:
+        # No window for the last token alone: it is a [SEP], nothing to predict.
+        return (self.text.num_tokens - 2) // (self.sequence_length - 1) + 1
+
+    def starts(self, indices: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """Where windows begin in the stream."""
+        starts, documents = indices * (self.sequence_length - 1), self.text.documents
+        # Within a document [CLS] takes the place of the token before.
+        return starts - (documents[np.searchsorted(documents, starts)] != starts)
+
+    def rows(self, indices: Int64[np.ndarray, " B"]) -> Batch:
+        starts, length = self.starts(indices), self.sequence_length
+        stops = np.minimum(starts + length, self.text.num_tokens)
+        tokens, segment_ids, positions = read(self.text, starts, stops, length)
+        tokens[:, 0] = self.cls
+        tokens[segment_ids == 0] = self.pad
+        return {
+            "tokens": tokens,
+            "segment_ids": segment_ids,
+            "positions": positions,
+            "token_types": np.zeros_like(tokens),
+        }
+
+
+class HiddenWords:
+    """Windows of held-out text with `HIDDEN_RATE` of its tokens as [MASK].
+
+    Which ones depends on their place in the text alone, so that runs of one tokenizer
+    are measured on the same, whatever their rows and masks.
+    """
+
+    def __init__(self, text: Text, tokenizer: Tokenizer, sequence_length: int):
+        self.windows = Windows(text, tokenizer, sequence_length)
+        self.is_special = np.zeros(tokenizer.vocab_size, bool)
+        self.is_special[list(tokenizer.special_ids.values())] = True
+        self.mask = tokenizer.special_ids["mask"]
+        # Five standard deviations more than the mean.
+        mean = sequence_length * HIDDEN_RATE
+        room = mean + 5 * math.sqrt(mean * (1 - HIDDEN_RATE))
+        self.room = min(sequence_length, math.ceil(room))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batch(self, visits: Visits) -> Batch:
+        """Nothing is drawn."""
+        rows, starts = (
+            self.windows.rows(visits.indices),
+            self.windows.starts(visits.indices),
+        )
+        tokens = rows["tokens"]
+        places = (starts[:, None] + np.arange(tokens.shape[1])).astype(np.uint64)
+        start = draws.starts_of(draws.HIDDEN, rows=np.array([EVALUATION_SEED]))
+        chance = (draws.numbers(start[:, None], places) >> np.uint64(11)) * 2.0**-53
+        is_hidden = (chance < HIDDEN_RATE) & (rows["segment_ids"] > 0)
+        is_hidden &= ~self.is_special[tokens]
+        is_hidden &= np.cumsum(is_hidden, axis=1) <= self.room
+        shown = np.where(is_hidden, self.mask, tokens).astype(np.int32)
+        return rows | {"tokens": shown} | predictions(is_hidden, tokens, self.room)
+
+
+class Framed(NamedTuple):
+    """Text whose documents are `[CLS] ... [SEP]`, whatever its shards have."""
+
+    split: str
+    tokens: Integer[np.ndarray, " N"]
+    documents: Int64[np.ndarray, " D_plus_1"]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+
+def framed(split: Shards, tokenizer: Tokenizer) -> Text:
+    """The split itself where it is framed; else a copy: for what is held out."""
+    cls, sep = (tokenizer.special_ids[role] for role in ("cls", "sep"))
+    if split.num_tokens == 0 or split.tokens[0] == cls:
+        return split
+    begins, ends = split.documents[:-1], split.documents[1:]
+    tokens = np.insert(
+        split.tokens,
+        np.stack([begins, ends], axis=1).reshape(-1),
+        np.tile([cls, sep], len(begins)),
+    )
+    return Framed(split.split, tokens, split.documents + 2 * np.arange(len(ends) + 1))
+
+
+def hidden_words(tokenizer: Tokenizer, sequence_length: int) -> Callable:
+    return lambda split: HiddenWords(
+        framed(split, tokenizer), tokenizer, sequence_length
+    )
+
+
+def masked_loss_terms(name: str) -> Callable:
+    """The masked tokens alone, as a term of that name."""
+
+    def make(model: Any, logit_chunks: int) -> Callable:
+        def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
+            output = model.apply(params, batch, dropout_key)
+            return {name: word_loss(output["masked_lm"], batch, logit_chunks)}
+
+        return terms
+
+    return make
+
+
+MEASURES = {"masked": Measure(hidden_words, masked_loss_terms("masked"))}
+
+
+def lines(
+    objective: Objective,
+    tokenizer: Tokenizer,
+    train: Shards,
+    held_out: HeldOut,
+    loss: str = "loss",
+) -> tuple[Line, ...]:
+    """At the hidden places frequencies, and both neighbours; and for the loss of that
+    name frequencies, where what is shown may be kept."""
+    shares = frequencies(train.unigram_counts)
+    shares[[*tokenizer.special_ids.values()]] = 0  # never hidden
+    shares /= shares.sum()
+    hidden = [*held_out.measured["masked"]]
+    targets = [batch["targets"][batch["weights"] > 0] for batch in hidden]
+    by_frequency = -np.log(shares[np.concatenate(targets)])
+    model = Neighbours(stream_of(train.tokens, train.documents), shares)
+    nats, accuracy = neighbours_score(model, hidden, tokenizer.special_ids["mask"])
+    masking = make_masking(objective, tokenizer)
+    shown = np.concatenate(
+        [frequency_losses(shares, masking, batch) for batch in held_out.batches]
+    )
+    return (
+        Line("frequencies", "masked_loss", float(by_frequency.mean())),
+        Line("both neighbours", "masked_loss", nats),
+        Line("both neighbours", "masked_accuracy", accuracy),
+        Line("frequencies", loss, float(shown.mean())),
+    )
+
+
+def neighbours_score(
+    model: Neighbours, batches: Iterable[Batch], mask: int
+) -> tuple[float, float]:
+    """(nats, share of right ones) at hidden words, at most `MOST_HIDDEN` of them."""
+    losses, right = [], []
+    for batch in batches:
+        rows, slots = np.nonzero(batch["weights"])
+        columns = batch["predict_positions"][rows, slots].astype(np.int64)
+        targets = batch["targets"][rows, slots]
+        seen = np.where(batch["tokens"] == mask, -1, batch["tokens"]).astype(np.int64)
+        seen[:, 0] = -1  # a [CLS] that may stand in the middle of a document
+        seen = np.pad(seen, [(0, 0), (0, 1)], constant_values=-1)
+        left, after = seen[rows, columns - 1], seen[rows, columns + 1]
+        for first in range(0, len(targets), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            found, aim = model.probabilities(left[part], after[part]), targets[part]
+            losses += (-np.log(found[np.arange(len(aim)), aim])).tolist()
+            right += (found.argmax(axis=1) == aim).tolist()
+        if len(losses) >= MOST_HIDDEN:
+            break
+    return float(np.mean(losses)), float(np.mean(right))
+
+
+def frequency_losses(
+    shares: Float64[np.ndarray, " V"], masking: Masking, batch: Batch
+) -> Float64[np.ndarray, " N"]:
+    """Nats of each prediction of a batch for whoever knows frequencies, and how often
+    what is shown was kept."""
+    rows, slots = np.nonzero(batch["weights"])
+    targets = batch["targets"][rows, slots]
+    shown = batch["tokens"][rows, batch["predict_positions"][rows, slots]]
+    kept = masking.kept_rate * shares
+    other = np.zeros_like(shares)
+    other[masking.replacements] = masking.random_token_rate / len(masking.replacements)
+    is_kept = np.divide(kept, kept + other, out=np.zeros_like(kept), where=kept > 0)
+    is_kept[masking.mask_id] = 0
+    by_frequency = (1 - is_kept[shown]) * shares[targets]
+    return -np.log(by_frequency + is_kept[shown] * (shown == targets))
 
 
 def evaluation(means: Mapping[str, float], _: Shards) -> dict[str, float]:

@@ -4,6 +4,7 @@ Source: Devlin et al. 2019, section 3.1; create_pretraining_data.py. A label is 
 B follows and 1 where it is random text, as there.
 """
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -293,7 +294,8 @@ PRETRAINING = Pretraining(
     sees="both",
     loss_terms=loss_terms,
     predicted=lambda objective, _: objective.max_predictions,
-    line=masked_words.line,
+    measures=masked_words.MEASURES,
+    lines=functools.partial(masked_words.lines, loss="masked_lm_loss"),
     evaluation=masked_words.evaluation,
     commands=("fill_mask",),
     settings=(

@@ -5,22 +5,53 @@ them, and the loss terms import it when they are made.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from data.shards import Framing, Shards
 from data.tokenizers import Tokenizer
-from data.windows import Examples
+from data.windows import Batch, Examples
 from settings import Rule, Setting
 
 Objective = Any  # `objective` of a config
 
 
 class Line(NamedTuple):
-    """A loss that a model must beat to have learnt anything: nats a prediction."""
+    """What a model must beat to have learnt anything, of those that count alone.
+
+    Attributes:
+        metric: of a held-out evaluation that it is compared with, in whose unit it is.
+    """
 
     name: str
-    loss: float
+    metric: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What held-out text is judged by beside the loss, whatever the recipe's own rows.
+
+    Attributes:
+        examples: (tokenizer, sequence_length) -> (split) -> its examples.
+        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
+    """
+
+    examples: Callable[[Tokenizer, int], Callable[[Shards], Examples]]
+    loss_terms: Callable[[Any, int], Callable]
+
+
+class HeldOut(NamedTuple):
+    """Held-out text that lines are drawn for.
+
+    Attributes:
+        batches: that the loss is of.
+        measured: those of each measure, by its name.
+    """
+
+    split: Shards
+    batches: Iterable[Batch]
+    measured: Mapping[str, Iterable[Batch]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +67,9 @@ class Pretraining:
         sees: what a position of the model must see, "left" or "both" sides.
         loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
         predicted: (objective, sequence_length) -> positions of a row at most.
-        line: (split, tokenizer) -> the line to beat.
+        measures: of held-out text beside the loss, by name.
+        lines: (objective, tokenizer, training split, held-out text) -> lines to beat;
+            the first one is that of a model which knows frequencies alone.
         evaluation: (means of the terms, held-out split) -> what else is told of an
             evaluation.
         commands: of predict.py that a run of it can do, beside embed.
@@ -53,7 +86,8 @@ class Pretraining:
     sees: str
     loss_terms: Callable[[Any, int], Callable]
     predicted: Callable[[Objective, int], int]
-    line: Callable[[Shards, Tokenizer], Line]
+    measures: Mapping[str, Measure]
+    lines: Callable[[Objective, Tokenizer, Shards, HeldOut], tuple[Line, ...]]
     evaluation: Callable[[Mapping[str, float], Shards], dict[str, float]]
     commands: tuple[str, ...]
     settings: tuple[Setting, ...]

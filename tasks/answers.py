@@ -2,7 +2,8 @@
 
 As BERT's run_squad.py does it: a context that does not fit is read through windows that
 overlap; an answer counts only from the window in which its first piece has the most
-context; "no answer" scores what the first position, [CLS] or start, gets.
+context; "no answer" scores what one position gets: [CLS], or the last one of a model
+that sees left only, whose first position knows nothing of question and context.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ class Window:
     Attributes:
         record: index of the question in the split.
         first: position in the sequence of the window's first context piece.
+        null: the position that stands for "no answer".
         offsets: characters of the context where each piece begins and ends.
         is_max_context: whether no other window gives the piece more context.
     """
 
     record: int
     first: int
+    null: int
     offsets: Int[np.ndarray, "W 2"]
     is_max_context: Bool[np.ndarray, " W"]
 
@@ -156,8 +159,8 @@ def best_answers(
         if len(best) == n_best:
             break
     null_score = min(
-        float(starts[0]) + float(ends[0])
-        for starts, ends in zip(start_scores, end_scores, strict=True)
+        float(starts[window.null]) + float(ends[window.null])
+        for window, starts, ends in zip(windows, start_scores, end_scores, strict=True)
     )
     scores = np.array([null_score, *(score for score, _, _ in best.values())])
     probabilities = np.exp(scores - scores.max())

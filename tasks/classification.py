@@ -10,6 +10,7 @@ from typing import Any
 from data.labelled import Record
 from models.heads import HeadSpec
 from objectives.cross_entropy import weighted_cross_entropy
+from settings import Setting
 from tasks import scores
 from tasks.encoding import Encoded, Split, Task, joined, label_of
 from tasks.record import Kind
@@ -25,8 +26,36 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
     return encoded, cuts
 
 
-def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
-    """Accuracy; macro F1 over `labels`; Matthews; F1 of the last of two labels."""
+def positive_label(task: Task, labels: tuple[str, ...]) -> str | None:
+    """Whose F1 is measured: what `task.positive_label` names, or else the last of two
+    in `task.labels`; None where neither says it."""
+    if task.own["task.positive_label"]:
+        return task.own["task.positive_label"]
+    return labels[-1] if task.labels and len(labels) == 2 else None
+
+
+def misfit(
+    train: list[Record], task: Task, labels: tuple[str, ...], metric: str
+) -> str | None:
+    positive, names = positive_label(task, labels), ", ".join(map(repr, labels))
+    if positive is not None and positive not in labels:
+        return f"task.positive_label={positive!r} is none of the labels {names}"
+    if metric == "f1" and positive is None:
+        return (
+            f"task.metric='f1' is of one label, and the data has {names}: name it, as "
+            f"in --config.task.positive_label={labels[-1]}, or measure that of all, "
+            "--config.task.metric=macro_f1"
+        )
+    return scores.only_one((label_of(record, task)[0] for record in train), task)
+
+
+def measure(
+    predicted: list[dict], labels: tuple[str, ...], task: Task
+) -> dict[str, float]:
+    """Accuracy; macro F1 over `labels`; Matthews; F1 of the positive label, if one is.
+
+    The F1 is that of the positive label against all others.
+    """
     from sklearn import metrics  # a second to import
 
     gold, found = scores.column(predicted, "gold"), scores.column(predicted, "label")
@@ -39,17 +68,10 @@ def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
         ),
         "matthews": float(metrics.matthews_corrcoef(gold, found)),
     }
-    if len(labels) == 2:
-        values["f1"] = float(
-            metrics.f1_score(
-                gold,
-                found,
-                labels=labels,
-                pos_label=labels[-1],
-                average="binary",
-                zero_division=0,
-            )
-        )
+    positive = positive_label(task, labels)
+    if positive is not None:
+        is_gold, is_found = ([x == positive for x in names] for names in (gold, found))
+        values["f1"] = float(metrics.f1_score(is_gold, is_found, zero_division=0))
     return values
 
 
@@ -70,6 +92,7 @@ def rows(
 KIND = Kind(
     columns={"text_columns": (1, 2)},
     labels=label_of,
+    misfit=misfit,
     encode=encode,
     head=HeadSpec(reads="examples", num_outputs=lambda labels: labels),
     loss=lambda scores, batch: weighted_cross_entropy(
@@ -87,6 +110,13 @@ KIND = Kind(
     line=("texts",),
     command="classify",
     help="the label of a text or a pair",
-    settings=(),
+    settings=(
+        Setting(
+            "task.positive_label",
+            str,
+            'classification: whose F1 is measured; "": the last of two task.labels.',
+            older="",
+        ),
+    ),
     rules=(),
 )

@@ -80,7 +80,7 @@ class Examples:
     Attributes:
         labels: names in the order of their ids; empty for a kind that has none.
         encoded: one a record; of a kind that reads through windows one a window.
-        cuts: a line for every record that lost text, with its place.
+        cuts: a line for every record that lost text or its answer, with its place.
         pad: id of the padding.
     """
 
@@ -95,12 +95,13 @@ class Examples:
 
 
 def cut_report(examples: Examples, max_length: int) -> str:
-    """How much text was lost, for the log; names the first place."""
+    """How much was lost, for the log; names the first place."""
     if not examples.cuts:
         return f"every text fits into max_length={max_length}"
+    count, more = len(examples.cuts), ", ..." if len(examples.cuts) > 1 else ""
     return (
-        f"{len(examples.cuts)} text(s) were cut to max_length={max_length}, "
-        f"the first: {examples.cuts[0]}"
+        f"max_length={max_length} cost {count} record(s) text or answer: "
+        f"{examples.cuts[0]}{more}"
     )
 
 
@@ -294,7 +295,7 @@ def field(record: Record, column: str) -> Any:
     if column not in record.fields:
         raise UserError(
             f"{record.place}: no column {column!r}; the columns there are "
-            f"{', '.join(map(repr, record.fields))}; set the task's columns to these"
+            f"{', '.join(map(repr, record.fields))}; every record needs it"
         )
     return record.fields[column]
 
@@ -325,8 +326,8 @@ def list_of(record: Record, column: str, expected: str) -> list[str]:
 
 
 def label_of(record: Record, task: Task) -> list[str]:
-    """The label of a record that has one."""
-    return [text_of(record, task.label_column)]
+    """The label of a record that has one, without the white space around it."""
+    return [text_of(record, task.label_column).strip()]
 
 
 def check_pieces(ids: Int[np.ndarray, " _"], record: Record, column: str) -> None:

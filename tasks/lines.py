@@ -6,15 +6,18 @@ spaces ("words"); the question, where the task has one; the answers.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data import inputs, labelled
 from data.labelled import Record
 from errors import UserError
+from tasks import splits
 from tasks.encoding import Task
 from tasks.record import Kind
 
+WORD = re.compile(r"[\S\u00a0\u202f]+")  # no-break spaces are part of a word
 # Part of a line -> the flags of predict.py that give it.
 FLAGS = {
     "texts": ("text", "text_b"),
@@ -26,17 +29,28 @@ FLAGS = {
 
 
 def read_records(
-    source: str | None, kind: Kind, task: Task, labels: tuple[str, ...]
+    source: str | None,
+    kind: Kind,
+    task: Task,
+    labels: tuple[str, ...],
+    *,
+    skip_blank: bool,
+    wants_labels: bool,
 ) -> Iterator[Record]:
     """The records of a source; of lines those of `line_task`.
 
     Raises:
-        UserError: as `labelled.read`, `inputs.read_lines` and `line_record`.
+        UserError: as `labelled.read`, `splits.check_columns`, of the labels only where
+            they are wanted, `inputs.read_lines` and `line_record`.
     """
-    if inputs.is_labelled(source):
-        yield from labelled.read(source)
+    if source is not None and inputs.is_labelled(source):
+        records = labelled.read(source)
+        named = splits.column_names(task, wants_labels)
+        flags = {column: f"--{name}" for column, name in named.items()}
+        splits.check_columns(source, records, flags, f"{min(flags.values())}=NAME")
+        yield from records
         return
-    for place, line in inputs.read_lines(source):
+    for place, line in inputs.read_lines(source, skip_blank):
         yield line_record(line.split("\t"), kind, task, labels, place)
 
 
@@ -88,7 +102,7 @@ def line_record(
             raise UserError(f"{place}: the {name} is empty: fill it")
     fields: dict[str, Any] = dict(zip(names, texts, strict=True))
     if "words" in kind.line:
-        fields = {name: text.split() for name, text in fields.items()}
+        fields = {name: WORD.findall(text) for name, text in fields.items()}
     if len(task.answer_columns) == 1:
         fields[task.answer_columns[0]] = [fields.pop(name) for name in answers]
     return Record(fields, place)

@@ -1,10 +1,13 @@
 """A task's predictions, and how they are written: a table, or a JSON object a line."""
 
+import itertools
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from rich.text import Text
+
+from data import inputs
 from data.labelled import Record
 from tasks.encoding import Examples, Task
 from tasks.record import Kind, Scores
@@ -45,37 +48,36 @@ def table(
 ) -> Iterator[str]:
     """Lines of aligned columns, long texts cut.
 
-    The column "gold" is there if the first record has it.
+    The column "gold" is there if the first record has it, as wide as the first
+    `inputs.CHUNK` rows want it, or the labels.
     """
-    label = min(LABEL_WIDTH, max([5, *map(_width, labels)]))
-    shared = {"label": label, "probability": 11, "gold": label, "text": TEXT_WIDTH}
-    widths = shared | kind.widths(label)
-    columns: list[str] = []
-    for record, prediction in predicted:
-        for row in kind.rows(task, labels, record, prediction):
-            if not columns:
-                columns = [*row]
-                yield _line([(name, widths[name]) for name in columns])
-            cells = dict.fromkeys(columns, "") | row
-            yield _line([(cells[name], widths[name]) for name in columns])
+    label = min(LABEL_WIDTH, max([5, *(Text(name).cell_len for name in labels)]))
+    rows = (
+        row
+        for record, prediction in predicted
+        for row in kind.rows(task, labels, record, prediction)
+    )
+    first = list(itertools.islice(rows, inputs.CHUNK))
+    if not first:
+        return
+    gold = max(Text(row.get("gold", "")).cell_len for row in first)
+    widths = {
+        "label": label,
+        "probability": 11,
+        "gold": min(LABEL_WIDTH, max(label, gold)),
+        "text": TEXT_WIDTH,
+    } | kind.widths(label)
+    columns = [(name, widths[name]) for name in first[0]]
+    yield _line({name: name for name, _ in columns}, columns)
+    for row in itertools.chain(first, rows):
+        yield _line(row, columns)
 
 
-def _line(cells: list[tuple[str, int]]) -> str:
-    return "  ".join(_fitted(text, width) for text, width in cells).rstrip()
-
-
-def _fitted(text: str, width: int) -> str:
-    """So many columns of a terminal; where text was cut stands an ellipsis."""
-    text = " ".join(text.split())
-    kept = text[:width]
-    while _width(kept) > width:
-        kept = kept[:-1]
-    if len(kept) < len(text):
-        kept = kept[:-1] + "…"
-    return kept + " " * (width - _width(kept))
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal: Chinese, Japanese and Korean characters take two."""
-    wide = sum(unicodedata.east_asian_width(mark) in "WF" for mark in text)
-    return len(text) + wide - sum(unicodedata.combining(mark) > 0 for mark in text)
+def _line(row: dict[str, str], columns: list[tuple[str, int]]) -> str:
+    """The cells that the row has, each as wide in a terminal as its column."""
+    cells = []
+    for name, width in columns:
+        cell = Text(" ".join(row.get(name, "").split()))
+        cell.truncate(width, overflow="ellipsis", pad=True)
+        cells.append(cell.plain)
+    return "  ".join(cells).rstrip()

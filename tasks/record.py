@@ -24,6 +24,8 @@ class Kind:
     Attributes:
         columns: of `COLUMNS` those it has -> the least and most that it takes.
         labels: (record, task) -> names of the labels in a record; None: it has none.
+        misfit: (training records, task, labels, metric) -> why nothing can be learnt
+            from them, or not be measured so; None: it can.
         encode: (split) -> its examples, and a line for every record that lost text.
         head: what it reads of a base.
         loss: (scores of the head, batch) -> (loss sum, weight sum, metrics).
@@ -31,7 +33,7 @@ class Kind:
         predict: (examples, records, scores by index, task) -> what is predicted of
             every record.
         metrics: their names.
-        measure: (predictions with "gold", labels) -> value by name.
+        measure: (predictions with "gold", labels, task) -> value by name.
         is_constant: (predictions) -> whether several all say the same: a run that
             failed.
         floor: (training examples) -> the loss of who does not look at the text.
@@ -49,6 +51,7 @@ class Kind:
 
     columns: Mapping[str, tuple[int, int]]
     labels: Callable[[Record, Task], list[str]] | None
+    misfit: Callable[[list[Record], Task, tuple[str, ...], str], str | None]
     encode: Callable[[Split], tuple[list[Encoded], list[str]]]
     head: HeadSpec
     loss: Callable[[Any, Batch], tuple]
@@ -57,7 +60,7 @@ class Kind:
         [Examples, list[Record], dict[int, Scores], Task], list[Prediction]
     ]
     metrics: tuple[str, ...]
-    measure: Callable[[list[Prediction], tuple[str, ...]], dict[str, float]]
+    measure: Callable[[list[Prediction], tuple[str, ...], Task], dict[str, float]]
     is_constant: Callable[[list[Prediction]], bool]
     floor: Callable[[Examples], float]
     rows: Callable[

@@ -1,6 +1,6 @@
 """From the scores of a head to predictions: what the kinds share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,19 @@ def column(predicted: list[dict[str, Any]], name: str) -> list[Any]:
 def all_same(values: list[Any]) -> bool:
     """Whether several values are all one."""
     return len(values) > 1 and len({*values}) == 1
+
+
+def only_one(values: Iterable[Any], task: Task) -> str | None:
+    """Why nothing can be learnt where all training records say the same, if they do."""
+    distinct = {*values}
+    if len(distinct) > 1:
+        return None
+    found = ", ".join(map(repr, distinct)) or "none"
+    return (
+        f"the training records have one value in column {task.label_column!r}, "
+        f"{found}: there is nothing to learn; name data that has several "
+        "(data.train, data.train_examples)"
+    )
 
 
 def entropy(labels: Int[np.ndarray, " N"]) -> float:

@@ -21,6 +21,9 @@ from tasks.encoding import Encoded, Examples, Split, Task, joined, text_of
 from tasks.record import Kind
 from tasks.scores import Batch
 
+# Its square, the loss, must be a float32, and so must be the sums of squares.
+LARGEST_SCORE = 1e15
+
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:
     shown, cuts = split.texts()
@@ -47,6 +50,11 @@ def score_of(record: Record, task: Task) -> float:
             f"{record.place}: the score in column {task.label_column!r} is {text!r}, "
             "which is not a number"
         )
+    if abs(score) > LARGEST_SCORE:
+        raise UserError(
+            f"{record.place}: the score in column {task.label_column!r} is {text!r}, "
+            f"more than {LARGEST_SCORE:g}, whose square is no float32: scale the scores"
+        )
     return score
 
 
@@ -59,7 +67,9 @@ def predict(
     return [{"score": float(found[index])} for index in range(len(records))]
 
 
-def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
+def measure(
+    predicted: list[dict], labels: tuple[str, ...], task: Task
+) -> dict[str, float]:
     """Pearson's and Spearman's correlations; 0 where one side is constant."""
     from scipy import stats  # a second to import
 
@@ -103,6 +113,9 @@ def described(
 KIND = Kind(
     columns={"text_columns": (2, 2)},
     labels=None,
+    misfit=lambda train, task, *_: scores.only_one(
+        (score_of(record, task) for record in train), task
+    ),
     encode=encode,
     head=HeadSpec(reads="examples", num_outputs=lambda labels: 1),
     loss=lambda scores, batch: regression(

@@ -2,7 +2,8 @@
 
 The sequence is the question and a window of the context; each window is an example of
 its own, and the context is never cut (see `answers`). The label is a dict of the lists
-"text" and "answer_start", empty where there is no answer.
+"text" and "answer_start", empty where there is no answer, which the token that is read
+out stands for: [CLS], or the last one of a model that sees left only.
 Source: Devlin et al. 2019, sections 4.2 and 4.3; the release's run_squad.py. Exact
 match and F1 are those of SQuAD's evaluate-v1.1.py, and of evaluate-v2.0.py for
 questions without an answer.
@@ -49,6 +50,7 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
     task, frame = split.task, split.frame
     stride = task.own["data.window_stride"]
     longest = task.own["data.max_question_length"]
+    reads_out = task.own["task.null_position"] == "readout"
     questions = split.pieces(task.question_columns)
     (context_column,) = task.text_columns
     texts = [text_of(record, context_column) for record in split.records]
@@ -59,7 +61,7 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
         text: (context, answers.without_spaces(text, offsets))
         for text, (context, offsets) in zip(distinct, found, strict=True)
     }
-    encoded, cuts = [], []
+    encoded, cuts, lost = [], [], []
     for index, (record, text) in enumerate(zip(split.records, texts, strict=True)):
         context, offsets = contexts[text]
         check_pieces(context, record, context_column)
@@ -73,32 +75,41 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
         room = split.max_length - 3 - len(question)
         shown = answers.window_spans(len(context), room, stride)
         first = len(question) + 2
-        for (begin, end), is_max in zip(shown, answers.max_context(shown), strict=True):
-            places = (0, 0)
-            if answer and begin <= answer[0] and answer[1] < end:
+        holds = [
+            answer is not None and begin <= answer[0] and answer[1] < end
+            for begin, end in shown
+        ]
+        is_lost = answer is not None and not any(holds)
+        if is_lost:
+            lost.append(
+                f"{record.place}: the answer, {answer[1] - answer[0] + 1} pieces, is "
+                f"in no window of {room}, and the question is left out"
+            )
+        weight = np.float32(split.labelled and not is_lost)
+        for (begin, end), is_max, has_answer in zip(
+            shown, answers.max_context(shown), holds, strict=True
+        ):
+            sequence = frame.around(question, context[begin:end])
+            null = int(frame.readouts([sequence])[0]) if reads_out else 0
+            places = (null, null)
+            if has_answer:
                 places = (first + answer[0] - begin, first + answer[1] - begin)
             encoded.append(
                 joined(
-                    [frame.around(question, context[begin:end])],
-                    {"weights": np.float32(split.labelled)},
+                    [sequence],
+                    {"weights": weight},
                     {"starts": np.int32(places[0]), "ends": np.int32(places[1])},
-                    answers.Window(index, first, offsets[begin:end], is_max),
+                    answers.Window(index, first, null, offsets[begin:end], is_max),
                 )
             )
-    return encoded, cuts
+    return encoded, lost + cuts
 
 
 def answer_span(
     record: Record, task: Task, context: str, offsets: Int[np.ndarray, "W 2"]
 ) -> tuple[int, int] | None:
     """First and last piece of the first answer; None: there is no answer."""
-    given = field(record, task.label_column)
-    if not isinstance(given, dict) or not {"text", "answer_start"} <= {*given}:
-        raise UserError(
-            f"{record.place}: the column {task.label_column!r} holds {given!r} where "
-            '{"text": [...], "answer_start": [...]} is expected'
-        )
-    first = None
+    given, first = answers_of(record, task), None
     for text, start in zip(given["text"], given["answer_start"], strict=True):
         begin = int(start) if start.removeprefix("-").isdecimal() else -1
         there = context[begin : begin + len(text)] if begin >= 0 else ""
@@ -117,13 +128,43 @@ def answer_span(
     return first
 
 
-def question_fits(config: Any) -> str | None:
+def answers_of(record: Record, task: Task) -> dict[str, list[str]]:
+    given = field(record, task.label_column)
+    if not isinstance(given, dict) or not {"text", "answer_start"} <= {*given}:
+        raise UserError(
+            f"{record.place}: the column {task.label_column!r} holds {given!r} where "
+            '{"text": [...], "answer_start": [...]} is expected'
+        )
+    return given
+
+
+def misfit(
+    train: list[Record], task: Task, labels: tuple[str, ...], metric: str
+) -> str | None:
+    if any(answers_of(record, task)["text"] for record in train):
+        return None
+    return (
+        f"none of the training questions has an answer in column {task.label_column!r}"
+        ": there is nothing to learn; name data that has some (data.train, "
+        "data.train_examples)"
+    )
+
+
+def windows_fit(config: Any) -> str | None:
     data = config.data
-    if data.max_length - 3 - data.max_question_length < 1:
+    room = data.max_length - 3 - data.max_question_length
+    if room < 1:
         return (
             f"data.max_length={data.max_length} leaves no room for context beside "
             f"{data.max_question_length} pieces of question: raise it, or lower "
             "data.max_question_length"
+        )
+    if data.window_stride > room:
+        return (
+            f"data.window_stride={data.window_stride} is more than the {room} pieces "
+            f"of context that data.max_length={data.max_length} has room for beside "
+            f"{data.max_question_length} of question, so answers would be in no "
+            f"window: lower it, to {max(1, room // 2)} or so"
         )
     return None
 
@@ -184,7 +225,9 @@ def predict(
     return predicted
 
 
-def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
+def measure(
+    predicted: list[dict], labels: tuple[str, ...], task: Task
+) -> dict[str, float]:
     """SQuAD's exact match and F1 in percent.
 
     Of several right answers the best counts; none means that "" is right.
@@ -249,6 +292,7 @@ def described(
 KIND = Kind(
     columns={"text_columns": (1, 1), "question_columns": (1, 1)},
     labels=None,
+    misfit=misfit,
     encode=encode,
     head=HeadSpec(reads="tokens", num_outputs=lambda labels: 2, drops=False),
     loss=loss,
@@ -268,6 +312,13 @@ KIND = Kind(
         Setting("task.question_columns", tuple, "The question."),
         Setting("task.null_answers", bool, 'span: "" where no answer scores better.'),
         Setting(
+            "task.null_position",
+            str,
+            "span: the token that stands for no answer.",
+            choices=("readout", "first"),
+            older="first",
+        ),
+        Setting(
             "data.max_question_length",
             int,
             "span: pieces of a question that are kept (BERT: 64).",
@@ -280,5 +331,5 @@ KIND = Kind(
             ">=1",
         ),
     ),
-    rules=(question_fits,),
+    rules=(windows_fit,),
 )

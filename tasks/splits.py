@@ -1,11 +1,12 @@
 """The task of a config or a run; the splits of its data read, encoded, in batches."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.family import Family
 from tasks import packing
 from tasks.encoding import Examples, Split, Task, field, in_order, make_frame
 from tasks.packing import RowShape
+from tasks.predictions import IDS
 from tasks.record import COLUMNS, Kind
 
 MIN_LENGTH = 8
@@ -86,6 +88,22 @@ def label_names(kind: Kind, records: list[Record], task: Task) -> tuple[str, ...
     return in_order(name for record in records for name in kind.labels(record, task))
 
 
+def repeated_id(records: list[Record]) -> str:
+    """What is said of records that share their `id` or `idx`; "" where none do."""
+    for column in IDS:
+        ids = [record.fields.get(column) for record in records]
+        seen = collections.Counter(found for found in ids if isinstance(found, str))
+        repeated = [found for found, count in seen.items() if count > 1]
+        if repeated:
+            shared = repeated[0]
+            places = [records[i].place for i, x in enumerate(ids) if x == shared]
+            return (
+                f"{len(repeated)} {column} of several records each, which predictions "
+                f"cannot be told apart by: {shared!r} at {' and '.join(places[:2])}"
+            )
+    return ""
+
+
 def texts(records: list[Record], task: Task) -> Iterator[str]:
     """All that a model of the task reads, to learn a tokenizer from."""
     columns = (*task.text_columns, *task.question_columns, *task.answer_columns)
@@ -142,11 +160,24 @@ def read(
         seed: of the choice of `train_examples`.
 
     Raises:
-        UserError: see `labelled.read`; too few records to hold some out.
+        UserError: see `labelled.read`; columns of the task that are not there; too few
+            records to hold some out.
     """
-    train = labelled.read(data.train)
+
+    def read_split(split: str, source: str) -> list[Record]:
+        found = labelled.read(source)
+        named = column_names(task, has_labels(split, found, task))
+        check_columns(
+            source,
+            found,
+            {column: f"task.{name}" for column, name in named.items()},
+            "--config.task.label_column=NAME --config.task.text_columns=\"('NAME',)\"",
+        )
+        return found
+
+    train = read_split("train", data.train)
     if data.eval:
-        held_out = labelled.read(data.eval)
+        held_out = read_split("eval", data.eval)
     else:
         # Its own seed: the same records are held out whatever the run's seed.
         order = np.random.default_rng(0).permutation(len(train)).tolist()
@@ -167,7 +198,7 @@ def read(
         train = [train[i] for i in sorted(chosen.tolist())]
     records = {"train": train, "eval": held_out}
     if data.test:
-        records["test"] = labelled.read(data.test)
+        records["test"] = read_split("test", data.test)
     return records, labels
 
 
@@ -205,6 +236,30 @@ class Splits:
             ).hexdigest()
             for split, records in self.records.items()
         }
+
+
+def check_columns(
+    source: str, records: list[Record], names: Mapping[str, str], example: str
+) -> None:
+    """Raises UserError, with all of them, where no record of a source has a column.
+
+    Args:
+        names: column -> the setting or flag that names it.
+        example: how such is given.
+    """
+    there = {column: None for record in records for column in record.fields}
+    missing = [f"{column!r} ({names[column]})" for column in names.keys() - there]
+    if missing:
+        raise UserError(
+            f"{source} has no column {' and no '.join(sorted(missing))}; its columns "
+            f"are {', '.join(map(repr, there))}: name the right ones, such as {example}"
+        )
+
+
+def column_names(task: Task, labelled: bool) -> dict[str, str]:
+    """Column that a task reads -> the setting of `task` that names it."""
+    names = {column: name for name in COLUMNS for column in getattr(task, name)}
+    return names | ({task.label_column: "label_column"} if labelled else {})
 
 
 def has_labels(split: str, records: list[Record], task: Task) -> bool:

@@ -1,9 +1,10 @@
 """A tag for each word of a sentence, such as B-LOC for the first word of a place.
 
 The first piece of a word is labelled, the others predict nothing. (Devlin et al. 2019,
-section 5.3)
+section 5.3) A tag of -100 says that the word is not counted.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -29,9 +30,35 @@ from tasks.encoding import (
 from tasks.record import Kind
 from tasks.scores import Batch
 
+NOT_COUNTED = "-100"  # as in token labels of transformers and PyTorch
+ENTITY_TAG = re.compile(r"O|[BIESULM]-.+")
+# BILOU and BMES say otherwise what IOBES says, which seqeval reads.
+AS_IOBES = {"U-": "S-", "L-": "E-", "M-": "I-"}
+
 
 def tags_of(record: Record, task: Task) -> list[str]:
-    return list_of(record, task.label_column, "a list of tags")
+    tags = list_of(record, task.label_column, "a list of tags")
+    return [tag.strip() for tag in tags]
+
+
+def counted_tags(record: Record, task: Task) -> list[str]:
+    return [tag for tag in tags_of(record, task) if tag != NOT_COUNTED]
+
+
+def misfit(
+    train: list[Record], task: Task, labels: tuple[str, ...], metric: str
+) -> str | None:
+    others = [label for label in labels if not ENTITY_TAG.fullmatch(label)]
+    if metric != "accuracy" and others:
+        shown = ", ".join(map(repr, others[:3]))
+        return (
+            f"task.metric={metric!r} counts entities, whose tags are O and B-TYPE, "
+            "I-TYPE (or those of IOBES, BILOU, BMES); the tags of the data have "
+            f"{shown}: rewrite them, or --config.task.metric=accuracy"
+        )
+    return scores.only_one(
+        (tag for record in train for tag in counted_tags(record, task)), task
+    )
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:
@@ -65,9 +92,9 @@ def encode(split: Split) -> tuple[list[Encoded], list[str]]:
         sequence = split.frame.around(np.concatenate(pieces)[:room])
         size, places = len(sequence["tokens"]), begins[:shown] + 1
         sequence["labels"] = np.zeros(size, np.int32)
-        sequence["labels"][places] = tags[:shown]
+        sequence["labels"][places] = [tag or 0 for tag in tags[:shown]]
         sequence["weights"] = np.zeros(size, np.float32)
-        sequence["weights"][places] = split.labelled
+        sequence["weights"][places] = [tag is not None for tag in tags[:shown]]
         sequence["word_ids"] = np.zeros(size, np.int32)
         sequence["word_ids"][places] = np.arange(shown) + 1
         encoded.append(joined([sequence], {}, {}))
@@ -85,13 +112,15 @@ def word_pieces(
     return np.array([tokenizer.special_ids["unk"]], np.int32)
 
 
-def tag_ids(split: Split, record: Record, words: list[str]) -> list[int]:
+def tag_ids(split: Split, record: Record, words: list[str]) -> list[int | None]:
+    """The id of each word's tag; None: not counted."""
     if not split.labelled:
-        return [0] * len(words)
+        return [None] * len(words)
     tags = tags_of(record, split.task)
     if len(tags) != len(words):
         raise UserError(f"{record.place}: {len(words)} words but {len(tags)} tags")
-    return split.label_ids(record, tags_of)
+    ids = iter(split.label_ids(record, counted_tags))
+    return [None if tag == NOT_COUNTED else next(ids) for tag in tags]
 
 
 def found(
@@ -127,23 +156,40 @@ def predict(
     return predicted
 
 
-def measure(predicted: list[dict], labels: tuple[str, ...]) -> dict[str, float]:
-    """Entity F1, precision and recall as conlleval and seqeval have it; word accuracy.
-
-    Tags are B-TYPE, I-TYPE and O; others count as O followed by what they say.
-    """
+def measure(
+    predicted: list[dict], labels: tuple[str, ...], task: Task
+) -> dict[str, float]:
+    """Word accuracy; entity F1, precision and recall as conlleval and seqeval have it,
+    where all labels are tags of entities."""
     from seqeval import metrics  # a second to import
 
-    found, gold = scores.column(predicted, "tags"), scores.column(predicted, "gold")
-    with warnings.catch_warnings():
-        # It warns of tag sets that are no entities, and where nothing is predicted.
-        warnings.simplefilter("ignore")
-        return {
-            "entity_f1": float(metrics.f1_score(gold, found)),
-            "entity_precision": float(metrics.precision_score(gold, found)),
-            "entity_recall": float(metrics.recall_score(gold, found)),
-            "accuracy": float(metrics.accuracy_score(gold, found)),
-        }
+    sentences = [
+        [
+            (gold, found)
+            for gold, found in zip(one["gold"], one["tags"], strict=True)
+            if gold != NOT_COUNTED
+        ]
+        for one in predicted
+    ]
+    right = [gold == found for words in sentences for gold, found in words]
+    values = {"accuracy": sum(right) / max(1, len(right))}
+    if all(map(ENTITY_TAG.fullmatch, labels)):
+        gold, found = (
+            [[as_iobes(pair[side]) for pair in words] for words in sentences]
+            for side in (0, 1)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where nothing is predicted
+            values |= {
+                "entity_f1": float(metrics.f1_score(gold, found)),
+                "entity_precision": float(metrics.precision_score(gold, found)),
+                "entity_recall": float(metrics.recall_score(gold, found)),
+            }
+    return values
+
+
+def as_iobes(tag: str) -> str:
+    return AS_IOBES.get(tag[:2], tag[:2]) + tag[2:]
 
 
 def is_constant(predicted: list[dict[str, Any]]) -> bool:
@@ -186,7 +232,8 @@ def described(
 
 KIND = Kind(
     columns={"text_columns": (1, 1)},
-    labels=tags_of,
+    labels=counted_tags,
+    misfit=misfit,
     encode=encode,
     head=HeadSpec(reads="tokens", num_outputs=lambda labels: labels),
     loss=lambda scores, batch: weighted_cross_entropy(

@@ -16,8 +16,11 @@ A, B, C, D, E, F, G = range(8, 15)
 Q = PIECES.index("q")
 X, Y = PIECES.index("##x"), PIECES.index("##y")
 
-TOPIC = Task("classification", ("text",), "label", None)
-PAIR = Task("classification", ("premise", "hypothesis"), "label", ("no", "yes"))
+CLASSES = {"task.positive_label": ""}
+TOPIC = Task("classification", ("text",), "label", None, own=CLASSES)
+PAIR = Task(
+    "classification", ("premise", "hypothesis"), "label", ("no", "yes"), own=CLASSES
+)
 SIMILARITY = Task("similarity", ("one", "two"), "score", None)
 CHOICE = Task("choice", ("context",), "answer", None, ("question",), ("choices",))
 TAGGING = Task("tagging", ("words",), "tags", None)
@@ -39,8 +42,18 @@ def label_names(rows, task):
     return splits.label_names(KINDS[task.kind], rows, task)
 
 
-def encode(rows, task, tokenizer, family, stride=2, longest_question=4, **changes):
+def encode(
+    rows,
+    task,
+    tokenizer,
+    family,
+    stride=2,
+    longest_question=4,
+    null_position="readout",
+    **changes,
+):
     own = {"data.window_stride": stride, "data.max_question_length": longest_question}
+    own["task.null_position"] = null_position
     settings = {
         "labels": label_names(rows, task) if "labels" not in changes else (),
         "labelled": True,

@@ -1,5 +1,7 @@
 """Windows over long contexts, and answers out of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from task_examples import CONTEXT, SPAN, encode, letters, records, spans
@@ -129,6 +131,13 @@ def test_no_answer(windows):
     assert 0 < prediction.null_probability < 0.1
     assert prediction.text(None) == prediction.text(0.0) == "A"
     assert prediction.text(-3.0) == ""
+
+
+def test_no_answer_is_read_where_the_window_says(windows):
+    at_last = [dataclasses.replace(window, null=8) for window in windows[:2]]
+    starts, ends = [peaked(9, p8=4), peaked(9, p8=3)], [peaked(9, p8=1), peaked(9)]
+    assert predict(at_last, starts, ends).null_score == 3
+    assert predict(windows[:2], starts, ends).null_score == 0
 
 
 def test_window_scores_find_their_way_home(tokenizer):

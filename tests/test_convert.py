@@ -619,6 +619,21 @@ def test_folders_that_are_not_there_or_not_empty(imported, tmp_path):
         convert.import_model(str(GOLDEN / "bert_span"), run)
     with pytest.raises(UserError, match="is not empty"):
         convert.export_model(run, run)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for target in (Path("/dev/full"), run / "config.json", tmp_path / "link"):
+        with pytest.raises(UserError, match=f"{target} is there and no folder"):
+            convert.export_model(run, target)
+    (tmp_path / "link").unlink()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    convert.export_model(run, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and any((tmp_path / "there").iterdir())
+
+
+def test_an_imported_span_has_no_answer_at_the_first_token(imported):
+    """Where transformers' run_qa.py trains it, for decoders as well."""
+    task = configs.read_config(imported("bert_span")).task
+    assert task.null_position == "first"
 
 
 def test_what_the_hub_raises_is_the_users(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Corpora: every format, the embedded text, TFDS, and what bad input gets."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import platform
 import random
@@ -32,12 +34,19 @@ def corpus(source, text_field="text", document_boundary="blank_line") -> Corpus:
 
 
 def write(path: Path, content: bytes) -> Path:
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}
-    path.write_bytes(compress.get(path.suffix, bytes)(content))
+    path.write_bytes(COMPRESS.get(path.suffix, bytes)(content))
     return path
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.zst"])
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", [".txt", *(f".txt{end}" for end in COMPRESS)])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_text_files(tmp_path, suffix, line_end):
     content = "\ufeff" + TEXT.replace("\n", line_end)
@@ -87,6 +96,35 @@ def test_parquet_over_several_row_groups(tmp_path):
         list(corpus(tmp_path / "a.parquet", "n"))
 
 
+@pytest.mark.parametrize("boundary", corpora.BOUNDARIES)
+def test_the_first_line_keeps_its_indentation(tmp_path, boundary):
+    code = "    def f():\n        return"
+    path = write(tmp_path / "a.txt", f"\n \t\n{code}  \n\n".encode())
+    record = write(
+        tmp_path / "a.jsonl", json.dumps({"text": f"\r\n{code}\n "}).encode()
+    )
+    expected = code.split("\n") if boundary == "line" else [code]
+    assert list(corpus(path, document_boundary=boundary)) == expected
+    assert list(corpus(record, document_boundary=boundary)) == expected
+    # Nor does what is around a text move it to the other side.
+    held = [is_heldout(f"  document {i}\n", 0.05) for i in range(500)]
+    assert held == [is_heldout(f"document {i}", 0.05) for i in range(500)]
+
+
+def test_missing_numbers_where_text_should_be_are_no_documents(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": NaN}\n{"text": "a"}\n')
+    source = corpus(path)
+    assert list(source) == ["a"] and source.empty == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16"])
+def test_encodings_are_guessed_from_whole_characters(tmp_path, encoding):
+    for before in ("", "x"):  # cuts a character of two bytes at one end or the other
+        path = write(tmp_path / "a.txt", (before + KOREAN * 300).encode(encoding))
+        with pytest.raises(UserError, match=f"if it is {encoding}, as it seems, "):
+            list(corpus(path))
+
+
 def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
     for name in ("b", "a", "c,d"):
         write(tmp_path / f"{name}.txt", name.encode())
@@ -97,6 +135,13 @@ def test_globs_are_sorted_and_a_file_counts_once(tmp_path):
 
 # The same in each process that collects the tests.
 NOISE = random.Random(0).randbytes(9999).hex().encode()
+KOREAN = (
+    "이 영화는 정말 재미있었다. 배우들의 연기가 훌륭했고 음악도 좋았다.\n"
+    "다음에 또 보고 싶다.\n"
+)
+LONG_KOREAN = "\n".join(
+    ["x" * n + KOREAN for n in range(40)]
+)  # more than is guessed of
 CUT_SHORT = gzip.compress(NOISE, mtime=0)[:5000]
 PARQUET = b"PAR1" + NOISE[:500] + b"PAR1"
 
@@ -111,10 +156,16 @@ PARQUET = b"PAR1" + NOISE[:500] + b"PAR1"
             "ok\nsch\u00f6n".encode("latin1"),
             r"a.txt, line 2: .*0xf6 at column 4",
         ),
-        ("a.docx", b"x", "a.docx: the suffix .* .jsonl .* also with .gz or .zst"),
+        ("a.txt", KOREAN.encode("cp949"), "line 1: not UTF-8 .*'이 영화.* -f cp949 -t"),
+        ("a.txt", KOREAN.encode("utf-16"), "line 1: .*'이 영화.* iconv -f utf-16 -t"),
+        ("a.txt", "plain\n".encode("utf-16-le"), "line 1: .*NULs.* -f utf-16-le -t"),
+        ("a.txt", b"id\n\xff", "line 2: not UTF-8 .*convert it to UTF-8 first$"),
+        ("a.docx", b"x", "a.docx: the suffix .* .jsonl .* also with .gz .bz2 .xz .zst"),
         ("a.parquet.gz", b"x", "a.parquet.gz: the suffix"),
         ("a.txt.gz", CUT_SHORT, "a.txt.gz is damaged"),
         ("a.txt.gz", b"plain text", "a.txt.gz is damaged"),
+        ("a.txt.bz2", b"plain text", "a.txt.bz2 is damaged"),
+        ("a.txt.xz", b"plain text", "a.txt.xz is damaged"),
         ("a.txt.zst", b"plain text", "a.txt.zst is damaged"),
         ("a.parquet", b"plain text, long enough", "a.parquet is not Parquet"),
         ("a.parquet", PARQUET, "a.parquet is not Parquet, or damaged"),
@@ -140,11 +191,10 @@ def test_bad_sources_are_named(tmp_path):
         corpus("a.txt", document_boundary="page")
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESS)
 def test_compressed_files_are_read_to_their_end(tmp_path, suffix):
     """Several members in one file; each cut is found, wherever it falls."""
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
-    parts = [*map(compress, (b"a b\n\n" * 9, b"", b"c"))]
+    parts = [*map(COMPRESS[suffix], (b"a b\n\n" * 9, b"", b"c"))]
     whole = b"".join(parts)
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(whole)
@@ -157,6 +207,24 @@ def test_compressed_files_are_read_to_their_end(tmp_path, suffix):
         else:
             with pytest.raises(UserError, match="damaged or cut short"):
                 list(corpus(path))
+    for end in ends:  # damage at the head of what follows, which is not the end
+        path.write_bytes(whole[:end] + b"?" + whole[end + 1 :])
+        with pytest.raises(UserError, match="damaged or cut short"):
+            list(corpus(path))
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files_beyond_a_buffer(tmp_path, suffix):
+    path = tmp_path / f"a.txt{suffix}"
+    lines = [f"line {number} {number * 7919}" for number in range(40_000)]
+    halves = ("\n".join(lines[:15_000]) + "\n", "\n".join(lines[15_000:]))
+    whole = b"".join(COMPRESS[suffix](half.encode()) for half in halves)
+    path.write_bytes(whole)
+    assert list(corpus(path, document_boundary="line")) == lines
+    for size in (len(whole) // 5, len(whole) * 4 // 5):  # in the first, in the last
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="damaged or cut short"):
+            list(corpus(path, document_boundary="line"))
 
 
 def test_a_gzip_file_may_be_filled_up_with_zeros(tmp_path):

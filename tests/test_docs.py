@@ -1,15 +1,23 @@
 """The documents name nothing that does not exist."""
 
+import ast
 import pkgutil
 import re
 import shlex
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 import configs
 import configs.finetune
-from configs.finetune import glue
+from benchmarks import pretraining_gain
+from configs.finetune import glue, topic
+from models import heads
 from predict import parse_arguments
+from tasks import KINDS
+from training.optimizers import SETTINGS, Group, assign_groups, parse_groups
+from training.runs import shapes_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +87,44 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                     continue
                 understood += 1
     assert understood > 10
+
+
+def test_groups_that_the_documents_show_are_groups():
+    """Each setting has its row and its example, which fits a model with a head."""
+    config = topic.get_config("tiny")
+    spec = KINDS["classification"].head
+    model = heads.build(config.model.to_dict(), spec, num_labels=2, dropout=0.1)
+    batch = {"tokens": np.zeros((1, 8), np.int32)}
+    batch |= dict.fromkeys(("segment_ids", "positions", "token_types"), batch["tokens"])
+    params = shapes_of(
+        model, batch | {"readout_positions": batch["tokens"][:, :1, None]}
+    )
+    optim, shown = config.optim, []
+    for code in re.findall(r"`(\(\(.*?\)\))`", TEXTS["groups.md"], re.DOTALL):
+        groups = parse_groups(ast.literal_eval(code.replace(r"\|", "|")))
+        assign_groups(
+            params, groups, weight_decay=optim.weight_decay, no_decay=optim.no_decay
+        )
+        shown.append(groups)
+    assert len(shown) == len(SETTINGS) + 1
+    rows = re.findall(r"^\| `(\w+)` \|", TEXTS["groups.md"], re.MULTILINE)
+    assert rows == [*SETTINGS]
+    for name, (first, *_) in zip(rows, shown, strict=False):
+        assert getattr(first, name) != getattr(Group(".*"), name), name
+
+
+def test_what_has_a_result_does_not_say_that_nothing_was_measured():
+    """Configs that docs/results.md names, or whose tasks stand in its tables."""
+    results = TEXTS["results.md"]
+    measured = {*re.findall(r"configs/(?:finetune/)?(\w+)\.py", results)}
+    for tasks in re.findall(r"--tasks=(\S+)", results):
+        measured |= {pretraining_gain.TASKS[task][0] for task in tasks.split(",")}
+    assert {"gpt_mini", "nsmc", "tagging"} <= measured
+    for folder in ("configs", "configs/finetune"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            notebook = ast.get_docstring(ast.parse(path.read_text())) or ""
+            says_none = re.search(r"No [\s\w-]+has\s+been\s+measured", notebook)
+            assert not (says_none and path.stem in measured), path
 
 
 def test_the_step_that_the_documents_show_is_taken():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from task_examples import (
     CHOICE,
     CLS,
@@ -188,6 +189,15 @@ def test_tagging_labels_first_pieces(tokenizer, family):
     assert ("token_types" in batch) == (family == "bert")
 
 
+def test_words_whose_tag_is_minus_100_are_not_counted(tokenizer):
+    rows = records({"words": ["a", "b", "c"], "tags": ["B-X", "-100", "O"]})
+    assert label_names(rows, TAGGING) == ("B-X", "O")
+    arrays = encode(rows, TAGGING, tokenizer, "bert").encoded[0].arrays
+    assert arrays["labels"].tolist() == [0, 0, 0, 1, 0]
+    assert arrays["weights"].tolist() == [0, 1, 0, 1, 0]
+    assert arrays["word_ids"].tolist() == [0, 1, 2, 3, 0]
+
+
 def test_words_beyond_the_window_are_reported(tokenizer):
     words = ["a", "b", "cxyxyxy", "d"]
     rows = records({"words": words, "tags": ["O"] * 4})
@@ -197,7 +207,7 @@ def test_words_beyond_the_window_are_reported(tokenizer):
     assert batch["word_ids"] == [[0, 1, 2, 3, 0, 0, 0, 0]]
     assert examples.cuts == ["f.tsv, line 2: 3 of 4 words are in view"]
     report = encoding.cut_report(examples, 8)
-    assert report.startswith("1 text(s) were cut to max_length=8, the first: f.tsv")
+    assert report.startswith("max_length=8 cost 1 record(s) text or answer: f.tsv")
 
 
 def test_words_of_byte_level_bpe_begin_with_a_space(tokenizer):
@@ -259,6 +269,31 @@ def test_span(tokenizer):
         *(START, Q, DELIMITER),
         *(A, B, X, Y, C, EXTRACT),
     ]
+    # No answer is at the last token, which alone has read all; before at the first.
+    nulls = {"readout": [8, 8, 7, 5], "first": [0, 0, 0, 0]}
+    for null_position, expected in nulls.items():
+        decoder = encode(
+            rows, SPAN, tokenizer, "gpt", null_position=null_position, **settings
+        )
+        found = [(one.places["starts"], one.places["ends"]) for one in decoder.encoded]
+        assert found == [(3, 6), *((null, null) for null in expected[1:])]
+        assert [one.origin.null for one in decoder.encoded] == expected
+
+
+def test_answers_in_no_window_are_said_and_left_out(tokenizer):
+    """Windows of 5 pieces, each 3 further on: pieces 2 to 6 are in none."""
+    answers = spans(("xy c, D", 3)), spans(("xy c", 3))
+    row = {"question": "q", "context": CONTEXT}
+    rows = records(*(row | {"answers": answer} for answer in answers))
+    settings = {"max_length": 9, "stride": 3, "labels": ()}
+    examples = encode(rows, SPAN, tokenizer, "bert", **settings)
+    (cut,) = examples.cuts
+    assert cut == (
+        "f.tsv, line 2: the answer, 5 pieces, is in no window of 5, and the question "
+        "is left out"
+    )
+    weights = [one.slot["weights"] for one in examples.encoded]
+    assert weights == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +329,15 @@ def test_unlabelled_data_needs_no_label_column(tokenizer):
         batch = one_row(examples, length=16, slots=2)
         assert not np.any(batch["weights"])
         assert batch["example_ids"] == [[0, -1]]
+
+
+def test_ids_that_records_share_are_said():
+    rows = records({"id": "a"}, {"id": "b"}, {"id": "a"}, {"id": ["c"]}, {"x": "a"})
+    said = splits.repeated_id(rows)
+    assert said.startswith("1 id of several records each")
+    assert said.endswith("'a' at f.tsv, line 2 and f.tsv, line 4")
+    assert not splits.repeated_id(rows[:2])
+    assert not splits.repeated_id(records({"x": "a"}, {"x": "a"}))
 
 
 def test_labels_sort_as_numbers_where_they_are():
@@ -353,6 +397,7 @@ def test_a_side_longer_than_the_window_is_cut_and_reported(
         (PAIR, {"hypothesis": ""}, "column 'hypothesis' is empty"),
         (SIMILARITY, {"score": "high"}, "score in column 'score' is 'high'"),
         (SIMILARITY, {"score": "nan"}, "score in column 'score' is 'nan'"),
+        (SIMILARITY, {"score": "1e39"}, "'1e39', more than 1e[+]15.*: scale"),
         (CHOICE, {"choices": ["c"]}, "1 answers, but the labels '0', '1' stand for 2"),
         (CHOICE, {"choices": ["c", " "]}, "finds no text in column 'choices'"),
         (CHOICE, {"choices": "c"}, "a list of answers is expected"),
@@ -435,7 +480,7 @@ def test_bad_settings_are_named(tokenizer):
         config.task.update(spec)
         return splits.make_task(config, KINDS[config.task.kind])
 
-    assert make() == Task("classification", ("text",), "label", None)
+    assert make() == TOPIC
     with pytest.raises(UserError, match=r"task.text_columns=.'text',.*takes 2 of them"):
         make(kind="similarity")
     with pytest.raises(UserError, match=r"task.answer_columns=..: .*takes 1 to 99"):
@@ -457,8 +502,10 @@ def test_a_task_has_the_settings_that_its_kind_reads():
     assert fits(config) is None
     config.data.max_length = config.data.max_question_length + 3
     assert "no room for context beside 32 pieces" in fits(config)
-    config.data.max_length += 1
+    config.data.max_length += 48
     assert fits(config) is None
+    config.data.max_length -= 1  # answers between windows would be in none
+    assert "data.window_stride=48 is more than the 47 pieces of context" in fits(config)
 
 
 def test_a_family_needs_its_special_tokens(tmp_path):
@@ -469,3 +516,24 @@ def test_a_family_needs_its_special_tokens(tmp_path):
         UserError, match=r"start, delimiter, extract; .* no delimiter, extract, st"
     ):
         encoding.make_frame(bert, models.FAMILIES["gpt"])
+
+
+def test_all_columns_that_a_file_lacks_are_named_with_their_settings(tmp_path):
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("sentence,sentiment\na good film,yes\na bad film,no\n")
+    test.write_text("text\na film\n")
+    data = {"train": str(train), "eval": "", "eval_fraction": 0.5, "test": str(test)}
+    data = ConfigDict(data | {"train_examples": 0})
+    with pytest.raises(UserError) as raised:
+        splits.read(data, 0, KINDS["classification"], TOPIC)
+    message = str(raised.value)
+    assert (
+        "train.csv has no column 'label' (task.label_column) and no 'text'" in message
+    )
+    assert "(task.text_columns); its columns are 'sentence', 'sentiment'" in message
+    assert "line" not in message
+    train.write_text("text,label\na good film,yes\na bad film,no\n")
+    assert splits.read(data, 0, KINDS["classification"], TOPIC)[0]["test"]
+    test.write_text("txt,label\na film,yes\n")
+    with pytest.raises(UserError, match=r"test.csv has no column 'text' \(task.text_c"):
+        splits.read(data, 0, KINDS["classification"], TOPIC)

@@ -100,6 +100,7 @@ def some_records(kind, count=9):
 
 
 OWN = {"data.max_question_length": 4, "data.window_stride": 4}
+OWN["task.null_position"] = "readout"
 TASKS = {
     "classification": Task("classification", ("a", "b"), "label", None),
     "similarity": Task("similarity", ("a", "b"), "label", None),
@@ -417,9 +418,10 @@ def signal_at(step):
 
 
 def test_stopped_and_resumed_on_other_devices_is_the_undisturbed_run(
-    given, one_device, tmp_path
+    given, one_device, tmp_path, capsys
 ):
-    """The first signal costs the evaluation with the best weights of all."""
+    """The first signal costs the evaluation with the best weights of all. Each time
+    the example that comes next is shown."""
     best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
     assert best in column(one_device, "eval/loss") and best < last - 3
     shutil.copytree(given.bert, tmp_path / "bert")
@@ -437,6 +439,9 @@ def test_stopped_and_resumed_on_other_devices_is_the_undisturbed_run(
         shutil.rmtree(tmp_path / "bert", ignore_errors=True)
     assert reached[0] == best and best < reached[1] < last
     check_same(done(config, folder), one_device)
+    shown = capsys.readouterr().out
+    for step in (0, *reached):
+        assert f"update {step}, row 0: " in shown
     (one, at), (other, _) = load_params(folder), load_params(one_device)
     assert at == best
     jax.tree.map(
@@ -450,7 +455,7 @@ def refuse(*_):
 
 def test_a_run_that_is_done_says_so(given, one_device, capsys, monkeypatch):
     written = {path: path.stat().st_mtime_ns for path in one_device.glob("*results*")}
-    for name in ("compile_programs", "compile_evaluation"):
+    for name in ("compile_programs", "compile_evaluations"):
         monkeypatch.setattr(runs, name, refuse)
     result = finetune.finetune(short_config(given), one_device)
     best, last = results(one_device)["best_step"], max(column(one_device, "train/loss"))
@@ -471,18 +476,18 @@ def test_results_that_a_stop_cost_are_written_afterwards(
     (folder / "predictions_eval.jsonl").unlink()
     monkeypatch.setattr(loop, "REPEAT_SECONDS", 0.0)
     monkeypatch.setattr(runs, "compile_programs", refuse)
-    compile_evaluation = runs.compile_evaluation
+    compile_evaluations = runs.compile_evaluations
 
-    def stopped(job, feed):
+    def stopped(job, held_out):
         os.kill(os.getpid(), signal.SIGTERM)
-        return compile_evaluation(job, feed)
+        return compile_evaluations(job, held_out)
 
-    monkeypatch.setattr(runs, "compile_evaluation", stopped)
+    monkeypatch.setattr(runs, "compile_evaluations", stopped)
     result = finetune.finetune(short_config(given), folder)
     assert result.exit_status == 128 + signal.SIGTERM
     assert "the same line again" in capsys.readouterr().out
     assert not (folder / "results.json").exists()
-    monkeypatch.setattr(runs, "compile_evaluation", compile_evaluation)
+    monkeypatch.setattr(runs, "compile_evaluations", compile_evaluations)
     check_same(done(short_config(given), folder), one_device)
 
 
@@ -505,7 +510,7 @@ def loss_program(config):
     tuning = finetune.open_task(config, None)
     job = finetune.make_job(tuning, finetune.make_mesh(config))
     program = jax.make_jaxpr(job.plan.loss_terms)(
-        job.plan.state.params, job.train.batches[0], jax.random.key(0)
+        job.plan.state.params, job.batch(0), jax.random.key(0)
     )
     return str(program)
 
@@ -582,6 +587,33 @@ def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
     config.optim.epochs = 30.0
     with pytest.raises(UserError, match=r"optim.epochs was 25.0, is 30.0"):
         finetune.finetune(config, tmp_path / "run")
+
+
+def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys):
+    config = topic_config(given, optim__learning_rate=0.0)
+    done(config, tmp_path / "run")
+    assert results(tmp_path / "run")["failed"]
+    before, said = capsys.readouterr().out.split("FAILED: ")
+    # Told is a row a group; a row a parameter stands in the run folder.
+    assert "\nhead/.*  4 " in before and "\n.*       37 " in before
+    assert "layer_0/" not in before
+    rows = (tmp_path / "run" / "parameters.txt").read_text().splitlines()
+    assert len(rows) == 1 + 4 + 37
+    assert "too few updates: 4 in 1 epochs; raise optim.epochs" in said
+    assert "optim.learning_rate=0; try" in said and "--seeds=5" in said
+    unknown = float(said.split("does not know: ")[1].split("%")[0])
+    assert 0 <= unknown < 5
+
+
+def test_what_cannot_be_learnt_is_refused_before_anything_is_made(given, tmp_path):
+    (tmp_path / "one.tsv").write_text("text\tlabel\n" + "the model\tmay\n" * 9)
+    for changes, message in (
+        ({"data__train": str(tmp_path / "one.tsv")}, "'may': there is nothing to"),
+        ({"task__metric": "f1"}, "--config.task.positive_label=positive"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune.finetune(topic_config(given, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 RUNS = {  # of the ten pairs of kind and family, whose losses are all tested above

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -107,6 +108,31 @@ def test_spans_see_their_own_segment():
     np.testing.assert_array_equal(own[0, 0, :5], token_scores[0, :5])
 
 
+@pytest.mark.parametrize(
+    ("family", "null_position", "distinct"),
+    [("bert", "readout", 3), ("gpt", "readout", 3), ("gpt", "first", 1)],
+)
+def test_no_answer_can_be_told_from_the_text(
+    tokenizer, family, null_position, distinct
+):
+    """Its score depends on question and context; a decoder's first token sees none."""
+    parts = ("q", "a b c"), ("q", "d e f"), ("x", "a b c")
+    rows = records(*({"question": q, "context": c} for q, c in parts))
+    changes = {"labels": (), "labelled": False, "null_position": null_position}
+    examples = encode(rows, SPAN, tokenizer, family, **changes)
+    shape = packing.RowShape(3, 16, 1, False)
+    (batch,) = packing.evaluation_batches(examples, shape)
+    model = model_of(KINDS["span"], family, 0)
+    placed = jax.device_put(batch)
+    params = model.init(jax.random.key(0), placed)
+    outputs = np.asarray(model.apply(params, placed)["scores"])
+    nulls = {
+        tuple(found[examples.encoded[index].origin.null].round(7).tolist())
+        for index, found in KINDS["span"].found(batch, outputs)
+    }
+    assert len(nulls) == distinct
+
+
 def test_a_slot_without_an_example_has_no_loss_and_no_gradient():
     batch = {
         "segment_ids": jnp.array([[1, 1, 1, 0]]),
@@ -141,22 +167,36 @@ def test_the_loss_of_a_similarity_is_squared():
 # Metrics
 
 
-def measured(kind, name, predicted, gold, labels=()):
+def measured(kind, name, predicted, gold, labels=(), task=TOPIC):
     predictions = [{name: p, "gold": g} for p, g in zip(predicted, gold, strict=True)]
-    return KINDS[kind].measure(predictions, labels)
+    return KINDS[kind].measure(predictions, labels, task)
+
+
+def topic_of(positive="", listed=None):
+    own = {"task.positive_label": positive}
+    return dataclasses.replace(TOPIC, labels=listed, own=own)
 
 
 def test_classification_metrics():
     # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives
     gold, predicted = list("yyyyynnnnn"), list("yyynnynnnn")
-    values = measured("classification", "label", predicted, gold, ("n", "y"))
+    task = topic_of(listed=("n", "y"))
+    values = measured("classification", "label", predicted, gold, ("n", "y"), task)
     assert values["accuracy"] == pytest.approx(0.7)
     assert values["f1"] == pytest.approx(6 / 9)
     assert values["macro_f1"] == pytest.approx((6 / 9 + 8 / 11) / 2)
     expected = (3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6)
     assert values["matthews"] == pytest.approx(expected)
-    of_three = measured("classification", "label", ["a"], ["b"], ("a", "b", "c"))
-    assert "f1" not in of_three
+    for positive, listed, labels, f1 in (
+        ("", None, ("n", "y"), None),  # nobody said which one
+        ("n", None, ("n", "y"), 8 / 11),
+        ("n", ("n", "y"), ("n", "y"), 8 / 11),
+        ("", ("m", "n", "y"), ("m", "n", "y"), None),
+        ("y", None, ("m", "n", "y"), 6 / 9),
+    ):
+        task = topic_of(positive, listed)
+        values = measured("classification", "label", predicted, gold, labels, task)
+        assert values.get("f1") == (None if f1 is None else pytest.approx(f1))
     assert measured("choice", "label", predicted, gold) == {"accuracy": 0.7}
 
 
@@ -175,6 +215,74 @@ def test_tagging_metrics_count_whole_entities():
     values = measured("tagging", "tags", predicted, gold)
     assert values["entity_f1"] == pytest.approx(2 / 3)
     assert values["accuracy"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("inside", ["U B L", "S B E", "S B I", "S B M E", "B B I"])
+def test_entities_are_counted_in_every_scheme(inside):
+    """Two of three are found: precision 1, recall 2/3."""
+    single, *parts = inside.split()
+    place = [f"{part}-LOC" for part in parts]
+    gold = [[f"{single}-PER", f"{single}-PER", "O", *place]]
+    predicted = [[f"{single}-PER", "O", "O", *place]]
+    labels = tuple({*gold[0]})
+    values = measured("tagging", "tags", predicted, gold, labels)
+    assert values["entity_f1"] == pytest.approx(0.8)
+    assert values["accuracy"] == (len(place) + 2) / (len(place) + 3)
+
+
+def test_words_that_are_not_counted():
+    gold, predicted = [["B-X", "-100", "O"], ["-100"]], [["B-X"] * 3, ["B-X"]]
+    values = measured("tagging", "tags", predicted, gold, ("B-X", "O"))
+    assert values["accuracy"] == 0.5
+    assert values["entity_f1"] == pytest.approx(2 / 3)
+    assert "entity_f1" not in measured("tagging", "tags", gold, gold, ("0", "B-X"))
+
+
+NOTHING = "there is nothing to learn"
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "labels", "rows", "message"),
+    [
+        (TOPIC, "accuracy", "xy", [{"label": "x"}] * 2, f"'label', 'x': {NOTHING}"),
+        (TOPIC, "accuracy", "xy", [{"label": "x"}, {"label": "y"}], None),
+        (TOPIC, "f1", "xyz", [{"label": "x"}], "'f1' is of one label, and.*macro_f1"),
+        (TOPIC, "f1", "xy", [{"label": "x"}], "[.]positive_label=y, or"),
+        (topic_of("x"), "f1", "xyz", [{"label": "x"}, {"label": "z"}], None),
+        (
+            topic_of("X"),
+            "accuracy",
+            "xy",
+            [{"label": "x"}],
+            "'X' is none",
+        ),
+        (SIMILARITY, "spearman", "", [{"score": "1"}, {"score": "1.0"}], NOTHING),
+        (SIMILARITY, "spearman", "", [{"score": "1"}, {"score": "2"}], None),
+        (TAGGING, "accuracy", "0", [{"tags": ["O", "-100", "O"]}], NOTHING),
+        (TAGGING, "accuracy", "OX", [{"tags": ["O", "X"]}], None),
+        (
+            TAGGING,
+            "entity_f1",
+            "012",
+            [{"tags": ["0", "1", "2"]}],
+            "have '0', '1'",
+        ),
+        (
+            TAGGING,
+            "entity_f1",
+            ("B_X", "O"),
+            [{"tags": ["O", "B_X"]}],
+            "have 'B_X'",
+        ),
+        (TAGGING, "entity_f1", ("U-X", "O"), [{"tags": ["O", "U-X"]}], None),
+        (SPAN, "f1", "", [{"answers": {"text": [], "answer_start": []}}], NOTHING),
+        (SPAN, "f1", "", [good(SPAN)], None),
+        (CHOICE, "accuracy", "01", [{"answer": "0"}], None),
+    ],
+)
+def test_what_cannot_be_learnt_or_measured_is_said(task, metric, labels, rows, message):
+    why = KINDS[task.kind].misfit(records(*rows), task, tuple(labels), metric)
+    assert why is None if message is None else re.search(message, why)
 
 
 def test_squad_metrics():

@@ -1,8 +1,10 @@
 """Labelled data: the readers, and bad files."""
 
+import bz2
 import collections
 import gzip
 import json
+import lzma
 import re
 
 import numpy as np
@@ -14,9 +16,11 @@ import zstandard
 from task_examples import encode, label_names, letters, spans
 
 from configs.finetune import glue
-from data import docstrings, labelled
+from data import docstrings, labelled, records
 from errors import UserError
 from tasks import KINDS, predictions, splits
+from tasks.encoding import Task, text_of
+from tasks.lines import line_record
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,10 @@ def write_table(path):
         content = "\n\n".join(map(json.dumps, TABLE)).encode()
     if name.endswith(".gz"):
         content = gzip.compress(content)
+    elif name.endswith(".bz2"):
+        content = bz2.compress(content)
+    elif name.endswith(".xz"):
+        content = lzma.compress(content)
     elif name.endswith(".zst"):
         content = zstandard.compress(content)
     if name.endswith(".parquet"):
@@ -53,7 +61,7 @@ def write_table(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["t.tsv", "t.tsv.gz", "t.csv", "t.csv.zst", "t.jsonl", "t.jsonl.gz", "t.parquet"],
+    "t.tsv t.tsv.gz t.tsv.xz t.csv t.csv.zst t.jsonl t.jsonl.bz2 t.parquet".split(),
 )
 def test_tables_in_every_format(tmp_path, name):
     path = tmp_path / name
@@ -61,7 +69,7 @@ def test_tables_in_every_format(tmp_path, name):
     found = labelled.read(str(path))
     assert [record.fields for record in found] == TABLE
     last = {"t.tsv": "line 3", "t.csv": "line 4", "t.jsonl": "line 3"}
-    stem = name.removesuffix(".gz").removesuffix(".zst")
+    stem = records.without_compression(name)
     assert found[1].place == f"{path}, {last.get(stem, 'row 2')}"
 
 
@@ -81,6 +89,38 @@ def test_json_values_become_text(tmp_path):
     assert record.fields == fields
 
 
+def test_a_missing_value_makes_no_other_labels(tmp_path):
+    """What pandas writes of a column of whole numbers of which one is missing."""
+    values = [1.0, 0.0, -2.0, 2.5, 1e300, float("nan"), None]
+    expected = ["1", "0", "-2", "2.5", "1e+300", "", ""]
+    lines = [json.dumps({"label": value}) for value in values]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    table = pyarrow.table({"label": pyarrow.array(values, pyarrow.float64())})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    for name in ("t.jsonl", "t.parquet"):
+        found = labelled.read(str(tmp_path / name))
+        assert [record.fields["label"] for record in found] == expected
+
+
+def test_white_space_makes_no_other_labels():
+    task = Task("classification", ("text",), "label", None)
+    names = ["good", "good ", "\u00a0bad\t", "bad"]
+    records = [labelled.Record({"text": "a", "label": n}, "") for n in names]
+    assert splits.label_names(KINDS["classification"], records, task) == ("bad", "good")
+    tags = [labelled.Record({"label": ["O ", "O"]}, "")]
+    assert splits.label_names(KINDS["tagging"], tags, task) == ("O",)
+
+
+def test_bytes_that_are_no_text_are_refused_as_such(tmp_path):
+    path = tmp_path / "t.parquet"
+    column = pyarrow.array(["\ubd04".encode(), "\ubd04".encode("cp949")])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+    right, wrong = labelled.read(str(path))
+    assert text_of(right, "text") == "\ubd04"
+    with pytest.raises(UserError, match=r"row 2: .*holds a dict \(.'bytes': '2'"):
+        text_of(wrong, "text")
+
+
 def test_conll(tmp_path):
     path = tmp_path / "t.conll"
     path.write_text(
@@ -90,6 +130,38 @@ def test_conll(tmp_path):
     assert first.fields == {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}
     assert second.fields == {"words": ["Bonn"], "tags": ["B-LOC"]}
     assert second.place == f"{path}, sentence of line 7"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "tags"),
+    [
+        # MultiCoNER; its comments have as many columns as its words.
+        (["# id s1 domain=en", "Bonn _ _ B-LOC"], ["Bonn"], ["B-LOC"]),
+        # GermEval, by tabs.
+        (["#\tn-tv.de [2005]", "1\tBonn\tO\tO", "2\tab\tO\tO"], ["1", "2"], ["O"] * 2),
+        # CoNLL-U's comments.
+        (["# newdoc", "# text = Bonn", "Bonn\tB-LOC"], ["Bonn"], ["B-LOC"]),
+        # A word that looks like one.
+        (["# O", "1 O", "# O", "#tag O"], ["#", "1", "#", "#tag"], ["O"] * 4),
+        (["#\tO", "1\tO"], ["#", "1"], ["O", "O"]),
+        # A no-break space parts no words.
+        (["10\u00a0000 NUM", "m O"], ["10\u00a0000", "m"], ["NUM", "O"]),
+    ],
+)
+def test_comments_and_spaces_of_conll(tmp_path, lines, words, tags):
+    path = tmp_path / "t.conll"
+    path.write_text("\n".join([*lines, "", *lines]) + "\n", encoding="utf-8")
+    expected = {"words": words, "tags": tags}
+    assert [record.fields for record in labelled.read(str(path))] == [expected] * 2
+
+
+def test_a_no_break_space_is_part_of_a_word_in_lines_too():
+    task = Task("tagging", ("words",), "tags", None)
+    record = line_record(["10\u00a0000  m\u3000x"], KINDS["tagging"], task, (), "")
+    assert record.fields == {"words": ["10\u00a0000", "m", "x"]}
+
+
+KOREAN = "text\n이 영화는 정말 재미있었다. 배우들의 연기가 훌륭했고 음악도 좋았다.\n"
 
 
 def test_squad(tmp_path):
@@ -130,11 +202,15 @@ def test_squad(tmp_path):
         ("t.tsv", "a\ta\n1\t2\n", "line 1: the column name 'a' stands there twice"),
         ("t.tsv", "a\tb\n", "holds no records"),
         ("t.tsv", b"a\n\xff\n", "line 2: not UTF-8"),
+        ("t.csv", KOREAN.encode("cp949"), "line 2: not UTF-8 .* -f cp949 -t UTF-8"),
+        ("t.conll", "a O\n".encode("utf-16"), "line 1: not UTF-8 .* -f utf-16 -t"),
         ("t.csv", 'a,b\n1,2\n"x"y,2\n', "t.csv, line 3: not CSV"),
         ("t.csv", 'a,b\n1,2\n\n"open,2\n3,4\n', "t.csv, line 4: not CSV"),
         ("t.jsonl", '{"a": "b"}\n{"a": \n', "line 2: not JSON"),
         ("t.jsonl", '["a"]\n', "line 1: a list where a JSON object is expected"),
         ("t.conll", "EU B-ORG\nlonely\n", "line 2: 'lonely' is not a word"),
+        ("t.conll", "EU N B-ORG\n# B-ORG\n", "line 2: 2 columns, but 3 before"),
+        ("t.conll", "EU N B-ORG\n\nin London O O\n", "line 3: 4 columns, but 3 before"),
         ("t.json", '{"data": [{"paragraphs": [{}]}]}', "not laid out as SQuAD"),
         ("t.json", "[1, 2", "not JSON"),
         ("t.parquet", "a\tb\n", "not Parquet"),

@@ -20,7 +20,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from errors import UserError
-from training import loop, parallel
+from training import costs, loop, parallel
 from training.checkpoints import Checkpoints, DamagedCheckpoint, load_params
 from training.metrics import MetricsWriter, draw_curves, read_metrics
 from training.step import TrainState, create_state, make_train_step
@@ -41,7 +41,8 @@ def batches(first, spoil=None, signal_at=None):
         if step == signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         x = np.random.default_rng(step).normal(size=3).astype(np.float32)
-        yield {"x": np.full(3, np.nan, np.float32) if step == spoil else x}
+        x = np.full(3, np.nan, np.float32) if step == spoil else x
+        yield {"x": x, "segment_ids": np.ones((1, 3), np.int32)}
 
 
 def run(
@@ -69,16 +70,14 @@ def run(
             state = loop.fit(
                 state,
                 batches(int(state.step), **disturbance),
-                train_step=TRAIN_STEP,
+                train_step=lambda step: TRAIN_STEP,
                 evaluate=evaluate,
                 checkpoints=checkpoints,
                 writer=writer,
                 key=jax.random.key(0),
                 stop=stop,
                 total_steps=total_steps,
-                throughput=lambda rate, batch: {
-                    "tokens_per_second": rate * len(batch["x"])
-                },
+                work=lambda first, last: costs.Work(3 * (last - first), 0.0),
                 log_every_steps=1,
                 eval_every_steps=eval_every_steps,
                 save_every_minutes=10.0,
@@ -142,8 +141,9 @@ def test_the_share_of_time_that_batches_are_waited_for(tmp_path):
         time.sleep(0.02)
     with timer.paused():
         time.sleep(0.5)
-    rate, share = timer.look(3)
-    assert rate > 3 / 0.5  # the pause does not count
+    since, seconds, share = timer.look(3)
+    assert since == 0 and timer.look(4)[0] == 3
+    assert seconds < 0.5  # the pause does not count
     assert share > 0.5
 
 
@@ -434,7 +434,7 @@ def test_curves_are_a_picture(tmp_path):
         }
         for step in (1, 2)
     ] + [{"step": 2, "eval/loss": 3.5}]
-    draw_curves(rows, tmp_path / "c.png", line_to_beat=4.0, line_name="entropy")
+    draw_curves(rows, tmp_path / "c.png", [("entropy", "loss", 4.0)])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -45,6 +45,19 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
     np.testing.assert_allclose(loss / weight, math.log(50), rtol=1e-6)
 
 
+def test_accuracy_counts_what_would_be_predicted():
+    """Of logits that tie argmax takes the first: constant ones know nothing."""
+    ties = jnp.zeros((5, 4)), jnp.array([[0.0, 1.0, 1.0, 0.5]]).repeat(4, axis=0)
+    logits = jnp.concatenate(ties)
+    targets = jnp.array([0, 1, 2, 3, 3, 0, 1, 2, 3])
+    right = [
+        weighted_cross_entropy(row, target, jnp.ones(()))[2]["accuracy"]
+        for row, target in zip(logits, targets, strict=True)
+    ]
+    np.testing.assert_array_equal(right, logits.argmax(axis=-1) == targets)
+    assert sum(right) == 2
+
+
 def test_weight_zero_rows_change_nothing():
     more = [
         jnp.concatenate([LOGITS, 100 * LOGITS[:1]]),

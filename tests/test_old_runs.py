@@ -19,6 +19,8 @@ import configs
 import finetune
 import predict
 import train
+from configs import bert_mini, gpt_mini
+from configs.finetune import squad
 from errors import UserError
 from training import loop
 from training.checkpoints import load_params
@@ -113,6 +115,30 @@ def without(folder, *names):
         group, key = name.split(".")
         del values[group][key]
     (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("model", "null_position"), [(bert_mini, "readout"), (gpt_mini, "first")]
+)
+def test_older_spans_have_no_answer_where_they_learnt_it(
+    model, null_position, tmp_path
+):
+    """At the first token, which in a decoder is no more that of today."""
+    config = squad.get_config("tiny")
+    config.model = model.get_config("tiny").model
+    configs.write_run_folder(tmp_path, config)
+    without(tmp_path, "task.null_position", "task.positive_label")
+    older = configs.read_config(tmp_path)
+    assert older.task.null_position == null_position
+    assert "positive_label" not in older.task  # which the kind does not read
+    with (
+        nullcontext()
+        if null_position == "readout"
+        else pytest.raises(UserError, match="null_position was 'first', is 'readout'")
+    ):
+        configs.check_same(tmp_path, config)
+    config.task.null_position = null_position
+    configs.check_same(tmp_path, config)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -14,6 +14,8 @@ from errors import UserError
 from models.bert import Bert
 from models.gpt import Gpt
 from training.optimizers import (
+    RELEASED_SHAPES,
+    SHAPES,
     assign_groups,
     decay_mask,
     group_summary,
@@ -105,6 +107,12 @@ def test_schedule_without_warm_up_starts_below_the_peak_by_one_update():
     rate = schedule("linear", warmup_steps=0, total_steps=10, end_learning_rate=0.0)
     np.testing.assert_allclose(float(rate(0)), 0.9, rtol=1e-6)
     np.testing.assert_allclose(float(rate(9)), 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES + RELEASED_SHAPES)
+def test_a_single_update_learns(shape):
+    rate = schedule(shape, warmup_steps=0, total_steps=1, end_learning_rate=0.0)
+    assert float(rate(0)) == float(jax.jit(rate)(jnp.zeros((), jnp.int32))) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,15 @@ class Run:
         config.run.parallel = mode
         batches = [random_batch(config)]
         job = train.make_job(
-            config, train.Data(*[None] * 4, batches, batches), train.make_mesh(config)
+            config,
+            train.Data(*[None] * 4, (batches,), batches),
+            train.make_mesh(config),
         )
+        feed = job.phases[0].feed
         self.plan = job.plan.state
-        self.program = runs.update(job, micro_batches)
+        self.program = runs.update(job, feed, micro_batches)
         self.state = parallel.start_state(job.fresh(), job.plan.optimizer, self.plan)
-        self.batch = job.train.placed(batches[0], job.plan.mesh, micro_batches)
+        self.batch = feed.placed(batches[0], job.plan.mesh, micro_batches)
 
     def train(self, steps):
         losses = []

@@ -1,7 +1,10 @@
 """Using a run: sampling rules, the cache, filling masks, tasks, vectors, mistakes."""
 
+import functools
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +24,7 @@ import train
 import use
 from configs import bert_mini, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
-from data import inputs, labelled
+from data import cache, inputs, labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from models.transformer import logits
@@ -138,8 +141,84 @@ def test_generate_is_a_function_of_its_seed(runs, capsys):
     assert first == second
 
 
+def test_help_shows_the_defaults(capsys):
+    for command, defaults in (
+        ("generate", "[100, [1] [0.8] [0] [1.0]"),
+        ("tag", "[table]"),
+    ):
+        with pytest.raises(SystemExit):
+            predict.main(["predict.py", command, "--help"])
+        shown = capsys.readouterr().out
+        assert all(default in shown for default in defaults.split())
+
+
 def test_generate_needs_no_prompt(runs, capsys):
     assert call(capsys, "generate", "--workdir", runs.gpt, "--max_tokens=5")
+
+
+def test_generate_fits_the_model_and_slides_where_more_is_asked_for(runs, capsys):
+    run, prompt = use.open_run(runs.gpt), "the model reads"
+    limit = run.config.model.max_positions
+    room = limit - 1 - len(run.tokenizer.encode_batch([prompt])[0])
+    (fits,) = use.generate(run, prompt, temperature=0.0)
+    assert fits == use.generate(run, prompt, temperature=0.0, max_tokens=room)[0]
+    assert not capsys.readouterr().err
+    (longer,) = use.generate(run, prompt, temperature=0.0, max_tokens=3 * limit)
+    assert longer.startswith(fits) and len(longer) > len(fits)
+    assert f"the model has {limit} positions" in capsys.readouterr().err
+    assert use.generate(run, "the model " * limit, max_tokens=2)  # reads its end
+
+
+def test_a_sliding_window_reads_the_last_half_again():
+    seen = []
+
+    def draw(window, key, *, num_tokens):
+        """Counts on from the last token."""
+        seen.append((np.asarray(window[0]).tolist(), num_tokens))
+        return window[:, -1:] + 1 + np.arange(num_tokens)[None]
+
+    settings = {"key": jax.random.key(0), "limit": 8, "end": 17}
+    draw_windows = functools.partial(generation.generate_windows, draw, **settings)
+    found = draw_windows(np.array([[1, 2, 3]]), num_tokens=10)
+    assert found.tolist() == [[*range(4, 14)]]
+    assert seen == [([1, 2, 3], 5), ([5, 6, 7, 8], 4), ([9, 10, 11, 12], 4)]
+    found = draw_windows(np.arange(9)[None], num_tokens=2)  # a prompt that is too long
+    assert found.tolist() == [[9, 10]] and seen[-1] == ([5, 6, 7, 8], 2)
+    found = draw_windows(np.array([[1], [9]]), num_tokens=99)
+    assert found.shape == (2, 19)  # until each has its end of text
+
+
+@pytest.fixture(scope="module", params=[*tokenizer_training.ALGORITHMS, "gpt1"])
+def joining(request):
+    """A tokenizer that knows nine words."""
+    if request.param == "gpt1":
+        return tokenizers.load(str(ROOT / "tests/golden/openai_gpt"))
+    return tokenizer_training.train(
+        map(sentence, range(30)),
+        algorithm=request.param,
+        vocab_size=330,
+        lowercase=True,
+        strip_accents=False,
+        unicode_form="none",
+        special_tokens=tokenizers.BERT_SPECIAL_TOKENS,
+        sample_bytes=100_000,
+    )
+
+
+@pytest.mark.parametrize("prompt", ["The model reads", "the model reads ", "The", ""])
+def test_what_follows_a_prompt_is_joined_as_decoding_joins_it(joining, prompt):
+    text = "the model reads a short text"
+    pieces, new = joining.encode_batch([prompt, text[len(prompt) :]])
+    if prompt and not prompt.endswith(" "):
+        new = joining.encode_batch([text])[0][len(pieces) :]
+    added = generation.continuation(joining, prompt, pieces.tolist(), new.tolist())
+    if joining.decode(pieces)[-1:] == " ":  # the space is a piece of the prompt
+        added = added.removeprefix(" ")
+    assert prompt + added == prompt + text[len(prompt) :]
+    # and what goes on with a word
+    *before, last = pieces.tolist() or [0]
+    added = generation.continuation(joining, "x", before, [last])
+    assert joining.decode(before) + added == joining.decode([*before, last])
 
 
 def test_fill_mask_shows_candidates_with_probabilities(runs, capsys):
@@ -185,11 +264,94 @@ def test_fill_mask_probabilities_sum_to_one(runs):
     np.testing.assert_allclose(words.sum(), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
+def test_around_a_mask_are_the_pieces_of_the_whole_text(algorithm):
+    """As training shows them: a word's own piece, with its space, is the mask."""
+    texts = [
+        "The model (it reads a text) learns,  the word\nmay follow it.",
+        "대한민국의 봄날은 간다. 값싼 닭고기를 먹었다",
+        "日本語のテキスト、がぎぐげご。カタカナも。",
+    ]
+    tokenizer = tokenizer_training.train(
+        [*map(sentence, range(30)), texts[0] * 20, *texts],
+        algorithm=algorithm,
+        vocab_size=400,
+        lowercase=False,
+        strip_accents=False,
+        unicode_form="none",
+        special_tokens=tokenizers.BERT_SPECIAL_TOKENS,
+        sample_bytes=100_000,
+    )
+    count = 0
+    for text in texts:
+        ((ids, spans),) = tokenizer.encode_batch_offsets([text])
+        alone = {end for begin, end in spans if not text[begin:end].strip()}
+        for word in re.finditer(r"\w+", text):
+            begin, end = word.span()
+            (own,) = np.nonzero((spans[:, 1] > begin) & (spans[:, 0] < end))
+            if len(own) == 1 and begin not in alone:
+                expected = ids.copy()
+                expected[own] = tokenizer.special_ids["mask"]
+                found = filling.pieces_around_masks(
+                    tokenizer, [text[:begin], text[end:]]
+                )
+                np.testing.assert_array_equal(found, expected, word[0])
+                count += 1
+    assert count > 5
+    # what merges with every neighbour is encoded apart
+    parts = ["the ", " and un", "☃", "able"]
+    found = filling.pieces_around_masks(tokenizer, parts)
+    assert (found == tokenizer.special_ids["mask"]).sum() == 3
+
+
+def test_fill_mask_knows_what_a_run_learnt_by_heart(runs, tmp_path):
+    words = "one two three four five six seven eight nine ten".split()
+    texts = [" ".join((words * 4)[i % 10 :][: 12 + i // 10]) for i in range(100)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    config = bert_mini.get_config("tiny")
+    config.data.update(corpus=str(tmp_path / "corpus.txt"), heldout_fraction=0.2)
+    config.data.tokenizer.update(algorithm="sentencepiece_unigram", vocab_size=400)
+    config.optim.update(total_steps=1000, warmup_steps=20, learning_rate=1e-2)
+    config.optim.eval_every_steps = config.run.log_every_steps = 1000
+    config.model.num_layers = config.run.mesh.data = 1
+    train.train(config, tmp_path / "run")
+    run = use.open_run(tmp_path / "run")
+    masked = [" ".join(words).replace(word, "[MASK]") for word in words]
+    found = [use.fill_mask(run, text, top=1) for text in masked]
+    assert [best for (((best, _),),) in found] == words
+
+
 def test_lines_come_from_a_file(runs, capsys, tmp_path):
     (tmp_path / "lines.txt").write_text("the [MASK]\na [MASK]\n")
     path = f"--input={tmp_path / 'lines.txt'}"
     out = call(capsys, "fill_mask", "--workdir", runs.bert, path)
     assert out.count("[MASK]:") == 2
+
+
+def test_blank_lines_are_passed_over_where_asked(runs, capsys, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("the model\n\n \na text\n")
+    line = ["embed", f"--workdir={runs.bert}", f"--input={path}"]
+    with pytest.raises(UserError, match=r"line 2 is blank: .*--skip_blank"):
+        predict.main(["predict.py", *line])
+    capsys.readouterr()
+    found = read_json_lines(call(capsys, *line, "--skip_blank"))
+    assert [row["place"] for row in found] == [f"{path}, line {n}" for n in (1, 4)]
+    path.write_text("\n")
+    predict.main(["predict.py", *line, "--skip_blank"])
+    assert capsys.readouterr().err == f"{path} holds no text\n"
+
+
+def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
+    bert = use.open_run(runs.bert)
+    known, strange = "the [MASK] reads", "모델은 [MASK] 읽는다"
+    use.fill_mask(bert, known)
+    list(use.embed(bert, [("x", "the model")]))
+    assert "unknown" not in capsys.readouterr().err
+    use.fill_mask(bert, strange)
+    assert "40.0% of the pieces are unknown to the tok" in capsys.readouterr().err
+    list(use.embed(bert, [("x", "the model"), ("y", "모델은 읽는다")]))
+    assert "50.0% of the pieces are unknown to the tok" in capsys.readouterr().err
 
 
 def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
@@ -356,6 +518,87 @@ def test_a_file_gets_the_predictions_of_finetune(tuned, capsys, tmp_path, monkey
     assert rows[0][begin:].startswith(name[0] if tuned.kind == "tagging" else name)
 
 
+@pytest.mark.parametrize("tuned", ["classify"], indirect=True)
+def test_a_labelled_file_is_scored(tuned, capsys, tmp_path):
+    line = [tuned.command, "--workdir", tuned.run]
+    call(capsys, *line, "--input", tuned.test)  # stderr is left
+    predict.main(["predict.py", *map(str, line), f"--input={tuned.test}"])
+    results = json.loads((tuned.run / "results.json").read_text())["splits"]["test"]
+    told = capsys.readouterr().err
+    assert "14 records with labels: " in told
+    for name in ("accuracy", "macro_f1"):
+        assert f"{name} {results[name]:.4g}" in told
+    # a label that the run does not know, and one that is missing
+    records = [json.loads(row) for row in Path(tuned.test).read_text().splitlines()]
+    records[0]["label"], records[1]["label"] = "perhaps", ""
+    path = tmp_path / "new.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    predict.main(["predict.py", *map(str, line), f"--input={path}"])
+    shown = capsys.readouterr()
+    assert "12 records with labels: accuracy" in shown.err
+    assert "1 records that were left out: 'perhaps' (1); it has" in shown.err
+    assert " perhaps " in shown.out
+
+
+@pytest.mark.parametrize("tuned", ["similarity"], indirect=True)
+def test_labels_that_cannot_be_read_are_told_after_the_predictions(
+    tuned, capsys, tmp_path
+):
+    path = tmp_path / "new.tsv"
+    path.write_text("sentence1\tsentence2\tscore\nthe model\ta text\tmuch\n")
+    assert not predict.main(
+        ["predict.py", "similarity", f"--workdir={tuned.run}", f"--input={path}"]
+    )
+    shown = capsys.readouterr()
+    assert "much" in shown.out.splitlines()[1]
+    assert f"no score: {path}, line 2: the score in column 'score'" in shown.err
+
+
+@pytest.mark.parametrize("tuned", ["classify", "choose"], indirect=True)
+def test_columns_of_another_name_are_said_with_flags(tuned, capsys, tmp_path):
+    task = use.open_run(tuned.run).task
+    names = (*task.text_columns, *task.question_columns, *task.answer_columns)
+    renamed = {name: f"my_{name}" for name in (*names, task.label_column)}
+    records = [json.loads(row) for row in Path(tuned.test).read_text().splitlines()]
+    path = tmp_path / "new.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({renamed.get(name, name): x for name, x in record.items()})
+            + "\n"
+            for record in records
+        )
+    )
+    line = [tuned.command, f"--workdir={tuned.run}", "--format=jsonl"]
+    missing = r".*and no ".join(f"'{name}' .--" for name in sorted(names))
+    message = rf"{path} has no column {missing}.*its columns are .*my_"
+    with pytest.raises(UserError, match=message):
+        predict.main(["predict.py", *line, f"--input={path}"])
+    flags = [
+        f"--{name}=" + ",".join(renamed[column] for column in getattr(task, name))
+        for name in ("text_columns", "question_columns", "answer_columns")
+        if getattr(task, name)
+    ]
+    flags.append(f"--label_column=my_{task.label_column}")
+    found = call(capsys, *line, *flags, f"--input={path}")
+    expected = call(capsys, *line, f"--input={tuned.test}")
+    assert found.replace(str(path), tuned.test) == expected
+    with pytest.raises(UserError, match="--label_column is for a labelled --input"):
+        predict.main(["predict.py", *line, flags[-1], "--text=a"])
+    with pytest.raises(UserError, match=r"names 3 column.s., but the run's task has"):
+        predict.main(["predict.py", *line, "--text_columns=a,b,c", f"--input={path}"])
+    with pytest.raises(UserError, match=r"no column 'nowhere' \(--label_column\)"):
+        wrong = "--label_column=nowhere"
+        predict.main(["predict.py", *line, *flags[:-1], wrong, f"--input={path}"])
+
+
+@pytest.mark.parametrize("tuned", ["classify"], indirect=True)
+def test_unknown_pieces_of_a_task_are_told(tuned, capsys):
+    line = [tuned.command, "--workdir", tuned.run]
+    for text, told in (("the model", False), ("모델은 읽는다", True)):
+        predict.main(["predict.py", *map(str, line), f"--text={text}", "--text_b=a"])
+        assert ("% of the pieces are unknown" in capsys.readouterr().err) == told
+
+
 LINES = {
     "classify": ["--text=the model", "--text_b=a text"],
     "similarity": ["--text=the model", "--text_b=a text"],
@@ -394,7 +637,7 @@ def test_flags_and_lines_say_the_same(tuned, capsys, monkeypatch):
 
 WRONG = {
     "classify": [
-        ([], b"a\tb\n\n", "stdin, line 2 is empty"),
+        ([], b"a\tb\n\n", "stdin, line 2 is blank: .*--skip_blank"),
         ([], b"a\tb\tc\n", r"line 1: 3 text\(s\).* 2 \(sentence1, sentence2\)"),
         ([], b"a\t \n", "line 1: the sentence2 is empty"),
         ([], b"\xff\n", "stdin, line 1: not UTF-8"),
@@ -497,6 +740,59 @@ def test_embed_names_the_columns_there_are(runs, tmp_path):
         predict.main(line)
 
 
+# Files out
+
+
+def test_what_stands_at_the_output_is_written_into(tmp_path):
+    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
+    target.write_text("old")
+    link.symlink_to(target)
+    predict.write(["new"], str(link))
+    assert link.is_symlink() and target.read_text() == "new\n"
+    link.unlink()
+    link.symlink_to(tmp_path / "made")  # of nothing yet
+    predict.write(["new"], str(link))
+    assert link.is_symlink() and (tmp_path / "made").read_text() == "new\n"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    predict.write(["through"], str(pipe))
+    assert os.read(reader, 99) == b"through\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *"target link made pipe".split()
+    }
+
+
+def test_a_full_device_is_told_and_stays():
+    assert cache._is_written_into(Path("/dev/full"))  # else the next line destroys it
+    with pytest.raises(UserError, match="the disk is full: writing full to /dev"):
+        predict.write(["a"] * 9999, "/dev/full")
+    assert Path("/dev/full").is_char_device()
+
+
+def test_dev_stdout_is_where_stdout_goes(tmp_path):
+    program = (
+        "from pathlib import Path; from data.cache import write_whole; "
+        "write_whole(Path('/dev/stdout'), b'ours')"
+    )
+    (tmp_path / "log").write_text("before, ")
+    with (tmp_path / "log").open("a") as log:  # >> log
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=log, check=True
+        )
+    assert (tmp_path / "log").read_text() == "before, ours"
+
+
+def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npy")
+    reader = os.open(tmp_path / "pipe.npy", os.O_RDONLY | os.O_NONBLOCK)
+    line = ["embed", "--workdir", runs.bert, "--text=the model"]
+    call(capsys, *line, f"--output={tmp_path / 'pipe.npy'}")
+    assert np.load(io.BytesIO(os.read(reader, 9999))).shape == (1, 16)
+    os.close(reader)
+
+
 # Mistakes
 
 
@@ -513,13 +809,13 @@ def test_embed_names_the_columns_there_are(runs, tmp_path):
             "classify is not for .*predict.py fill_mask",
         ),
         ("bert", ["embed", "--text= "], "--text has no text"),
-        ("bert", ["embed", "--text=a", "--output=no/x.npy"], "there is no folder no"),
+        ("bert", ["embed", "--text=a", "--output=no/x.npy"], r"no folder .*no: make"),
         (
             "gpt",
             ["fill_mask", "--text=[MASK]"],
             "use predict.py generate or embed",
         ),
-        ("gpt", ["generate", "--max_tokens=99"], "--max_tokens=99, but the model"),
+        ("gpt", ["generate", "--max_tokens=0"], "--max_tokens=0 is out of range"),
         ("gpt", ["generate", "--top_p=1.5"], "--top_p=1.5 is out of range"),
     ],
 )

@@ -36,12 +36,21 @@ def test_glue_wants_names_numbers_and_places():
         next(glue.lines("rte", names, predicted(found, idx=["1", "1"])))
 
 
-def test_table_cells_are_cut_and_padded_by_columns_of_the_terminal():
-    assert predictions._fitted("ab", 4) == "ab  "
-    assert predictions._fitted("a b\tc\nd", 7) == "a b c d"
-    assert predictions._fitted("abcdef", 4) == "abc…"
-    assert predictions._fitted("정치", 6) == "정치  "
-    assert predictions._fitted("정치면", 4) == "정… "
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ab", "ab    |"),
+        ("a b\tc\nd", "a b c…|"),
+        ("정치", "정치  |"),
+        ("정치면", "정치면|"),
+        ("정치면이", "정치 …|"),
+        ("e\u0301" * 6, "e\u0301" * 6 + "|"),
+    ],
+)
+def test_table_cells_are_cut_and_padded_by_columns_of_the_terminal(text, expected):
+    row = {"text": text, "end": "|"}
+    cells = predictions._line(row, [("text", 6), ("end", 1)])
+    assert cells.replace("  |", "|") == expected
 
 
 TAGS = ("B-X", "O")
@@ -72,6 +81,16 @@ def test_gold_is_shown_where_the_first_record_has_it():
         ["no", "0.750", "yes", "0.250", "yes", "a", "|", "c"],
         ["no", "0.750", "yes", "0.250", "b", "|", "d"],
     ]
+
+
+def test_gold_is_as_wide_as_its_labels():
+    shown = {"label": "no", "probabilities": {"no": 0.75, "yes": 0.25}}
+    found = [shown | {"gold": gold} for gold in ("no", "positive", "x" * 30)]
+    texts = {"premise": ["a"] * 3, "hypothesis": ["b"] * 3}
+    kind, rows = KINDS["classification"], predicted(found, **texts)
+    header, _, known, long = predictions.table(kind, PAIR, ("no", "yes"), rows)
+    assert header.index("text") - header.index("gold") == predictions.LABEL_WIDTH + 2
+    assert " positive " in known and " " + "x" * 23 + "… " in long
 
 
 # Lines

@@ -348,6 +348,50 @@ def test_a_special_token_ends_a_word(tokenizer):
         assert {tuple(one) for one in positions.tolist()} == possible
 
 
+def test_text_without_spaces_is_masked_piece_by_piece(tokenizer):
+    """A word of more pieces than any row may predict; and where none of a row fits."""
+    objective = ConfigDict(
+        BERT | {"whole_word": True, "max_predictions": 3, "mask_rate": 0.3}
+    )
+    masking = make_masking(objective, tokenizer)
+    rows = np.array(
+        [
+            [CLS, A, X, Y, Z, B, Y, C, Z, SEP],  # 4, 2 and 2 pieces, of which 3 at most
+            [CLS, A, X, X, X, X, X, X, X, SEP],  # one of 8
+            [CLS, A, X, Y, SEP, PAD, PAD, PAD, PAD, PAD],  # one of 3, and room for 2
+            [CLS, A, X, B, SEP, PAD, PAD, PAD, PAD, PAD],  # B fits into 2, and A X
+            [CLS, UNK, UNK, SEP, PAD, PAD, PAD, PAD, PAD, PAD],  # nothing to predict
+        ],
+        np.int32,
+    )
+    tokens = np.repeat(rows, 300, axis=0)
+    batch = {"tokens": tokens, "segment_ids": (tokens != PAD).astype(np.int32)}
+    drawn = Draws(draws.starts_of(draws.VISITS, 0, rows=np.arange(1500)))
+    found = masking.mask(batch, drawn)
+    chosen = [
+        {
+            tuple(places[weights > 0].tolist())
+            for places, weights in zip(
+                found["predict_positions"][first : first + 300],
+                found["weights"][first : first + 300],
+                strict=True,
+            )
+        }
+        for first in range(0, 1500, 300)
+    ]
+    alone, pairs = {1, 2, 3, 4}, ({5, 6}, {7, 8})
+    for places in chosen[0]:
+        assert len(places) == 3
+        assert all(pair <= {*places} or not pair & {*places} for pair in pairs)
+    assert {p for places in chosen[0] for p in places} == alone | {5, 6, 7, 8}
+    assert chosen[1] == {*itertools.combinations(range(1, 9), 3)}
+    assert chosen[2] == {*itertools.combinations(range(1, 4), 2)}
+    assert chosen[3] == {(1, 2), (3,)}
+    assert chosen[4] == {()}
+    shown = windows.predicted(found)
+    assert shown == "1.9 predictions a row, 300 of 1,500 rows have none"
+
+
 # Next sentence
 
 
@@ -420,6 +464,28 @@ def test_what_is_too_long_loses_as_much_at_the_front_as_at_the_back(
     counts = np.bincount(fronts, minlength=6)
     expected = 2000 * np.array([1, 5, 10, 10, 5, 1]) / 32
     assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
+
+
+def test_all_of_a_long_sentence_is_shown(shards_of, tokenizer, pair_framing):
+    """2,000 letters without a full stop; five of them tell where they stand."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(A, A + 26, 2000)
+    text = " ".join(PIECES[token] for token in ids)
+    stream = shards_of([text, "a b c\nd e f"], pair_framing)
+    places = {tuple(ids[i : i + 5].tolist()): i for i in range(len(ids))}
+    batches = windows.training_batches(
+        pair_examples(stream, tokenizer, 128), batch_size=500, seed=0
+    )
+    batch, seen = batches[0], np.zeros(len(ids), bool)
+    for number in range(500):
+        row = row_of(batch, number)
+        clean = original(row)
+        for side in (0, 1):
+            shown = clean[(row["token_types"] == side) & ~np.isin(clean, [*SPECIAL])]
+            if tuple(shown[:5].tolist()) in places:
+                start = places[tuple(shown[:5].tolist())]
+                seen[start : start + len(shown)] = True
+    assert seen.all()
 
 
 def test_pairs(shards_of, tokenizer, pair_framing):
@@ -789,6 +855,11 @@ def test_describe(shards_of, tokenizer, masked_framing, pair_framing, all_exampl
     labels = [int(label) for label in batches[0]["next_sentence"]]
     assert re.findall(r"  next sentence: (\d)\n", text) == [*map(str, labels)]
     assert " -> " in text
+    assert windows.glimpse("row 0\n" + "x" * 161 + "\ny\nz").splitlines() == [
+        "row 0",
+        "x" * 156 + " ...",
+        "y",
+    ]
 
 
 def test_one_document_has_no_random_next_sentence(shards_of, tokenizer, pair_framing):
@@ -1050,21 +1121,6 @@ def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
         assert weight == weights.sum() > 0
 
 
-def test_lines_to_beat(shards_of, tokenizer):
-    stream = shards_of(["a b", "a b", "a a"], shards.Framing(CLS, SEP, False))
-    name, entropy = PRETRAININGS["causal_lm"].line(stream, tokenizer)
-    shares = np.array([4, 2, 3, 3]) / 12
-    assert name == "unigram entropy"
-    assert entropy == pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12)
-    shares = np.array([4, 2]) / 6  # special tokens are never masked
-    for way in ("masked_lm", "next_sentence"):
-        assert PRETRAININGS[way].line(stream, tokenizer) == (
-            "unigram entropy",
-            pytest.approx(-np.sum(shares * np.log(shares)), rel=1e-12),
-        )
-    assert stream.unigram_counts[CLS] == 3  # the counts are left as they were
-
-
 def test_evaluations(shards_of):
     """Two documents of 5 tokens with their ends: 3 of them are predicted."""
     heldout = shards_of(["a b", "c"], shards.Framing(None, SEP, False))
@@ -1086,3 +1142,5 @@ def test_batches_that_do_not_divide_over_hosts(all_examples):
         windows.training_batches(
             all_examples["causal"], batch_size=6, seed=0, host_count=4
         )
+    with pytest.raises(UserError, match=r"data\.batch_size=0 .*: choose 1, or a mul"):
+        windows.training_batches(all_examples["causal"], batch_size=0, seed=0)

@@ -108,7 +108,7 @@ def test_sentence_offsets(tmp_path, tokenizer, heldout_by_name):
 
 def test_lines_are_sentences_and_long_lines_are_cut(monkeypatch):
     assert shards.split_sentences("One. Two.\n\n Three ") == ["One. Two.", "Three"]
-    monkeypatch.setattr(shards, "LINE_CHARACTERS", 5)
+    monkeypatch.setattr(shards, "LINE_BYTES", 5)
     assert shards.split_sentences('He said "no." Then 3.14 of it... Why?! End') == [
         'He said "no."',
         "Then 3.14 of it...",
@@ -123,6 +123,40 @@ def test_lines_are_sentences_and_long_lines_are_cut(monkeypatch):
     ]
     assert shards.split_sentences("यह एक है। वह दो है।") == ["यह एक है।", "वह दो है।"]
     assert shards.split_sentences("كيف حالك؟ بخير") == ["كيف حالك؟", "بخير"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("မြန်မာစာသည် လှသည်။", "ကောင်းသည်။"),  # Burmese
+        ("ሰላም ነው።", "ደህና ነህ፧"),  # Ethiopic
+        ("Բարև ձեզ։ ", "Ինչպես եք։"),  # Armenian, whose mark is not the colon
+        ("ខ្ញុំទៅផ្សារ។", "គាត់ទៅសាលា។"),  # Khmer
+        ("བཀྲ་ཤིས།", "བདེ་ལེགས།"),  # Tibetan
+    ],
+)
+def test_sentence_ends_of_other_scripts(monkeypatch, first, second):
+    """The line is longer than 200 bytes, though of fewer characters."""
+    line = f"{first}{second} " * 9
+    assert len(line.encode()) > shards.LINE_BYTES
+    assert shards.split_sentences(line) == [first.strip(), second] * 9
+    assert shards.split_sentences(first + second) == [first + second]
+
+
+def test_long_sentences_are_cut_before_a_word(
+    tmp_path, tokenizer, heldout_by_name, monkeypatch
+):
+    """Whatever the script, by the number of pieces; "dx" is d and ##x."""
+    monkeypatch.setattr(shards, "SENTENCE_TOKENS", 4)
+    texts = ["a b c d b", "a b c dx a", "dxxxxxx", "a b c d", "e"]
+    corpus = make_corpus(tmp_path / "in.txt", texts)
+    write(corpus, tokenizer, tmp_path / "out", SENTENCES)
+    train = shards.open_shards(tmp_path / "out", "train")
+    assert np.diff(train.sentences).tolist() == [4, 1, 3, 3, 4, 3, 4]
+    assert np.diff(train.documents).tolist() == [5, 6, 7, 4]
+    write(corpus, tokenizer, tmp_path / "whole", PLAIN)
+    whole = shards.open_shards(tmp_path / "whole", "train")
+    np.testing.assert_array_equal(train.tokens, whole.tokens)
 
 
 def test_a_split_is_opened_where_it_is_used(tmp_path, tokenizer, heldout_by_name):
@@ -417,6 +451,7 @@ shards.REMEMBERED_DOCUMENTS = 500
 
 class Bytes:
     vocab_size, special_ids, fingerprint = 256, {{}}, "bytes"
+    starts_word = np.arange(256) == ord(" ")
     def encode_batch(self, texts):
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
     def save(self, folder): pass
@@ -490,7 +525,7 @@ def test_another_format_is_refused_in_a_sentence(tmp_path, tokenizer, heldout_by
     (tmp_path / "out" / "key.json").write_text(
         json.dumps(key | {"format_version": 1, "chunk_bytes": 5})
     )
-    match = r"begun by another version of Foreword \(format 1 of its shards, here 2"
+    match = r"begun by another version of Foreword \(format 1 of its shards, here 3"
     with pytest.raises(UserError, match=match) as error:
         write(corpus, tokenizer, tmp_path / "out", PLAIN)
     assert "chunk_bytes" not in str(error.value)

@@ -85,7 +85,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_micro_batches(name, folder)
         config.data.batch_size = batch_size
         job = train.make_job(config, train.open_data(config, mesh), mesh)
         programs = runs.Programs(
-            None, runs.evaluation(job, job.held_out, micro_batches), micro_batches
+            None, runs.evaluations(job, job.held_out, micro_batches), micro_batches
         )
         found.append(job.measure(programs, params, loop.StopSignal()))
         again = job.measure(programs, params, loop.StopSignal())
@@ -94,6 +94,155 @@ def test_evaluation_does_not_depend_on_batch_size_or_micro_batches(name, folder)
         assert values.keys() == found[0].keys()
         for key, value in values.items():
             np.testing.assert_allclose(value, found[0][key], rtol=1e-5, err_msg=key)
+
+
+PHASES = (
+    ("50%", {"sequence_length": 16, "max_predictions": 3}),
+    (6, {"batch_size": 16}),
+)
+
+
+def in_phases(folder):
+    """Four updates of 8 rows of 32, two of 8 of 16, two of 16 of 16."""
+    config = tiny("bert_base", folder)
+    config.data.phases = PHASES
+    config.optim.update(total_steps="1792 tokens", warmup_steps="25%")
+    config.optim.eval_every_steps = 2
+    config.run.mesh.data = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """The run in phases: its folder, parameters and curves."""
+    workdir = folder / "in_phases"
+    assert train.train(in_phases(folder), workdir).step == 8
+    return outcome(workdir)
+
+
+def outcome(workdir):
+    return load_params(workdir)[0], curve(workdir), curve(workdir, "eval/loss")
+
+
+def stop_in_update(monkeypatch, at):
+    """A signal comes while the batch of an update is waited for."""
+    real = runs.device_batches
+
+    def batches(job, first, programs):
+        for step, batch in enumerate(real(job, first, programs), first):
+            if step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(loop, "REPEAT_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "device_batches", batches)
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_a_run_resumes_across_phases_as_if_undisturbed(
+    at, folder, undisturbed, monkeypatch
+):
+    """Stopped before a boundary, at it and after it."""
+    workdir = folder / f"phases_cut_{at}"
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, at)
+        stopped = train.train(in_phases(folder), workdir)
+    assert (stopped.step, stopped.signal) == (at + 1, signal.SIGTERM)
+    assert train.train(in_phases(folder), workdir).step == 8
+    params, *curves = outcome(workdir)
+    assert curves == [*undisturbed[1:]]
+    jax.tree.map(np.testing.assert_array_equal, params, undisturbed[0])
+
+
+def test_eight_devices_give_the_losses_of_one_across_phases(folder, undisturbed):
+    """The rows of the last phase are cut further as well."""
+    config = in_phases(folder)
+    config.run.mesh.data = 8
+    workdir = folder / "phases_8"
+    assert train.train(config, workdir).step == 8
+    for one, eight in zip(undisturbed[1:], outcome(workdir)[1:], strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+def test_the_data_of_a_run_are_those_of_its_course(folder):
+    """A ramp shows what one batch size shows; rows of another length are drawn anew."""
+
+    def tokens(phases, *steps):
+        config = tiny("gpt_mini", folder)
+        config.data.phases = phases
+        batches = train.open_data(config, parallel.make_mesh(1)).batches
+        return [batches[phase][step]["tokens"] for phase, step in steps]
+
+    ramp = tokens(((2, {"batch_size": 16}),), (0, 0), (0, 1), (1, 0), (1, 1))
+    constant = tokens((), *((0, step) for step in range(6)))
+    np.testing.assert_array_equal(np.concatenate(ramp), np.concatenate(constant))
+    short, again = {"sequence_length": 16}, {"sequence_length": 32}
+    first, third = tokens(((2, short), (4, again)), (0, 0), (2, 0))
+    assert first.shape == third.shape and (first != third).any()
+
+
+def test_speed_is_that_of_the_phases(folder):
+    """Of an interval across a boundary, too."""
+    config = in_phases(folder)
+    mesh = train.make_mesh(config)
+    job = train.make_job(config, train.open_data(config, mesh), mesh)
+    tokens = [job.work(step, step + 1).tokens for step in range(8)]
+    assert tokens == [256] * 4 + [128] * 2 + [256] * 2
+    assert job.work(0, 8).tokens == 1792 and job.work(3, 5).tokens == 384
+    flops = [phase.flops for phase in job.phases]
+    assert flops[2] == 2 * flops[1] < flops[0]
+    assert job.work(3, 7).flops == flops[0] + 2 * flops[1] + flops[2]
+
+
+def test_phases_are_compiled_before_the_first_update_and_only_those_left(
+    folder, monkeypatch
+):
+    compiled, real = [], runs.update
+
+    def update(job, feed, micro_batches):
+        compiled.append(feed.batches[0]["tokens"].shape)
+        return real(job, feed, micro_batches)
+
+    def fit(state, *_, **__):
+        raise RuntimeError
+
+    monkeypatch.setattr(runs, "update", update)
+    workdir = folder / "phases_compiled"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", fit)
+        with pytest.raises(RuntimeError):
+            train.train(in_phases(folder), workdir)
+    assert compiled == [(8, 32), (8, 16), (16, 16)]
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 3)
+        assert train.train(in_phases(folder), workdir).step == 4
+    compiled.clear()
+    assert train.train(in_phases(folder), workdir).step == 8
+    assert compiled == [(8, 16), (16, 16)]
+
+
+def test_a_phase_that_the_devices_cannot_share_is_refused_at_once(folder):
+    config = in_phases(folder)
+    config.data.update(phases=((5, {"batch_size": 12}),), corpus="missing.txt")
+    config.run.micro_batches = 8
+    with pytest.raises(UserError, match=r"^data.phases, from update 5 on: data.ba"):
+        train.train(config, folder / "phases_uneven")
+
+
+def test_each_phase_has_as_few_micro_batches_as_fit(folder, capsys, monkeypatch):
+    config = in_phases(folder)
+    config.data.phases = ((5, {"batch_size": 64}),)
+    config.run.micro_batches = 0
+    shown = train.dry_run(config)
+    assert "\nan update from step 0 on: " in shown
+    assert "\nan update from step 5 on: " in shown
+    small, large, _ = totals(shown)
+    assert small < 0.9 * large
+    capsys.readouterr()
+    monkeypatch.setattr(costs, "device_memory", lambda: int(large))
+    _, less, _ = totals(train.dry_run(config))
+    assert less < 0.9 * large
+    assert capsys.readouterr().out.endswith("micro-batches: 1\nmicro-batches: 2\n")
 
 
 def command(folder, workdir):
@@ -250,11 +399,11 @@ def test_an_evaluation_that_alone_would_not_fit_is_cut(folder, capsys, monkeypat
     config.run.mesh.data = 1
     update, held_out = totals(train.dry_run(config))
     assert held_out < update
-    real = runs.evaluation
+    real = runs.evaluations
 
-    def needy(job, feed, micro_batches):
+    def needy(job, held_out, micro_batches):
         """Holds 16 MB more a row of a micro-batch."""
-        evaluate = job.evaluate
+        evaluate = held_out["loss"].evaluate
 
         def larger(params, part):
             terms, outputs = evaluate(params, part)
@@ -263,9 +412,10 @@ def test_an_evaluation_that_alone_would_not_fit_is_cut(folder, capsys, monkeypat
             loss, weight, sums = terms["causal_lm"]
             return {"causal_lm": (loss + kept, weight, sums)}, outputs
 
-        return real(dataclasses.replace(job, evaluate=larger), feed, micro_batches)
+        one = dataclasses.replace(held_out["loss"], evaluate=larger)
+        return real(job, {"loss": one}, micro_batches)
 
-    monkeypatch.setattr(runs, "evaluation", needy)
+    monkeypatch.setattr(runs, "evaluations", needy)
     capsys.readouterr()
     update, held_out = totals(train.dry_run(config))
     assert held_out > 2 * update and "micro-batches: 1\n" in capsys.readouterr().out
@@ -335,6 +485,19 @@ def test_a_run_that_is_done_says_so_and_is_left_alone(folder, capsys, monkeypatc
     assert train.train(config, folder / "done") == done
     shown = capsys.readouterr().out
     assert "step 6: the run is done\n" in shown and "compiles" not in shown
+
+
+def test_the_first_example_is_shown(folder, capsys):
+    """Of the update that comes next; where nothing is left to train none."""
+    config = tiny("bert_mini", folder)
+    config.run.mesh.data = 1
+    assert train.train(config, folder / "shown").step == 6
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("update 0, row 0: "))
+    assert lines[at + 1].startswith("  sequence 1: ") and " -> " in lines[at + 1]
+    (folder / "shown" / "metrics.jsonl").unlink()  # the last evaluation was lost
+    assert train.train(config, folder / "shown").step == 6
+    assert "row 0: " not in capsys.readouterr().out
 
 
 def test_a_run_that_is_stopped_says_by_what(folder):
@@ -423,12 +586,12 @@ def test_only_too_little_memory_is_explained():
 
 def test_model_flops_utilisation_by_hand(monkeypatch):
     monkeypatch.setitem(costs.PEAK_FLOPS, jax.devices()[0].device_kind, 1e6)
-    batch = {"segment_ids": np.array([[1, 1, 2, 0]])}
-    rates = costs.throughput(4, 2e5, 2)(5.0, batch)
+    # Ten steps of four tokens, in two seconds.
+    rates = costs.throughput(costs.Work(40, 1e6), 2.0, 0.75)
     assert rates == {
         "tokens_per_second": 20.0,
         "useful_tokens_per_second": 15.0,
-        "mfu": 0.5,  # 5 steps of 2e5 on 2e6
+        "mfu": 0.5,  # 5e5 a second of 1e6
     }
 
 
@@ -437,6 +600,8 @@ def test_an_evaluation_that_is_no_number_is_not_reported_as_the_best(tmp_path, c
     lines = [json.dumps({"step": at, "eval/loss": x}) for at, x in losses.items()]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     config = importlib.import_module("configs.bert_mini").get_config("tiny")
-    train.report(config, runs.Result(tmp_path, 6, {}, None), Line("a line", 4.0))
+    lines = (Line("a line", "loss", 4.0),)
+    train.report(config, runs.Result(tmp_path, 6, {}, None), lines)
     said = capsys.readouterr().out
-    assert "last 5.0000 (step 6), best 3.0000 (step 4); a line 4.000" in said
+    assert "last 5.0000 (step 6), best 3.0000 (step 4)\n  loss 5.000; a line 4" in said
+    assert "the run knows no more than a line (loss)" in said

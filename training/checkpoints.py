@@ -382,10 +382,11 @@ def take_weights(
             f"({len(wrong)} differ): use the model they belong to, or excuse paths by "
             "patterns in config.allow_missing"
         )
-    report = "\n".join(
+    named = (
         f"  {what} {len(which)}: {', '.join(sorted(which)) or 'none'}"
-        for what, which in (("taken", taken), ("new", new), ("left", left))
+        for what, which in (("new", new), ("left", left))
     )
+    report = "\n".join([f"  taken {len(taken)}, all but the new", *named])
     chosen = {*taken}
     merged = [
         np.asarray(given[path]) if path in chosen else leaf

@@ -5,9 +5,9 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -39,28 +39,25 @@ PEAK_FLOPS = {
 }
 
 
-def throughput(
-    tokens: int, flops: float, num_devices: int
-) -> Callable[[float, dict], dict[str, float]]:
-    """`rates(steps a second, batch)` of a step of so many tokens and FLOPs.
+class Work(NamedTuple):
+    """Of some updates: their tokens, padding as well, and FLOPs of a device."""
 
-    Tokens a second, those that are not padding, and "mfu": the share of the devices'
+    tokens: int
+    flops: float
+
+
+def throughput(work: Work, seconds: float, useful_share: float) -> dict[str, float]:
+    """Tokens a second, those that are not padding, and "mfu": the share of the devices'
     peak (Chowdhery et al. 2022, appendix B), where the device is one of `PEAK_FLOPS`.
     """
-    kind = jax.devices()[0].device_kind
-
-    def rates(steps_per_second: float, batch: dict) -> dict[str, float]:
-        useful = int((batch["segment_ids"] > 0).sum())
-        values = {
-            "tokens_per_second": steps_per_second * tokens,
-            "useful_tokens_per_second": steps_per_second * useful,
-        }
-        if kind in PEAK_FLOPS:
-            peak = PEAK_FLOPS[kind] * num_devices
-            values["mfu"] = steps_per_second * flops / peak
-        return values
-
-    return rates
+    kind, tokens_per_second = jax.devices()[0].device_kind, work.tokens / seconds
+    values = {
+        "tokens_per_second": tokens_per_second,
+        "useful_tokens_per_second": tokens_per_second * useful_share,
+    }
+    if kind in PEAK_FLOPS:
+        values["mfu"] = work.flops / seconds / PEAK_FLOPS[kind]
+    return values
 
 
 @dataclass(frozen=True)
@@ -201,12 +198,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def memory_explained(remedies: str, compiled: Any | None = None) -> Iterator[None]:
+def memory_explained(remedies: str, compiled: Sequence[Any] = ()) -> Iterator[None]:
     """Within it, too little memory is a mistake that names the way out.
 
     Args:
         remedies: the settings that lower the need.
-        compiled: the step that runs, where there is one already.
+        compiled: the steps that run, where there are some already.
 
     Raises:
         UserError: a device ran out of memory.
@@ -217,9 +214,9 @@ def memory_explained(remedies: str, compiled: Any | None = None) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         lines = [str(error).split("\n\n")[0]]  # a TPU's compiler goes on for pages
-        if compiled is not None:
-            cost = step_cost(compiled)
-            lines.append(f"the training step: {table(cost)}")
+        costs = map(step_cost, compiled)
+        if largest := max(costs, key=lambda cost: cost.total, default=None):
+            lines.append(f"the training step: {table(largest)}")
         raise UserError("\n".join([*lines, remedies])) from error
 
 

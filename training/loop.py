@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import UserError
+from training import costs
 from training.checkpoints import Checkpoints
 from training.metrics import MetricsWriter
 from training.parallel import Agreement
@@ -86,14 +87,14 @@ def fit(
     state: TrainState,
     batches: Iterator[dict],
     *,
-    train_step: Callable[[TrainState, dict, Any], tuple[TrainState, dict]],
+    train_step: Callable[[int], Callable[..., tuple[TrainState, dict]]],
     evaluate: Callable[[Any], dict[str, float] | None],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     key: Any,
     stop: StopSignal,
     total_steps: int,
-    throughput: Callable[[float, dict], dict[str, float]],
+    work: Callable[[int, int], costs.Work],
     log_every_steps: int,
     eval_every_steps: int,
     save_every_minutes: float,
@@ -107,8 +108,8 @@ def fit(
     holds a state after a loss that is not finite. A state is saved before it is
     evaluated; the weights with the lowest `criterion` are kept beside. After `patience`
     evaluations in a row without a new lowest one training stops early; 0 never does.
-    `throughput(steps a second, batch)` gives the measures of speed that are logged,
-    "tokens_per_second" among them.
+    `train_step(step)` is the program of an update, `(state, batch, key)` -> state and
+    metrics; `work(first, last)` what updates first .. last-1 are.
 
     Raises:
       UserError: the loss or the gradient norm is not finite.
@@ -129,10 +130,10 @@ def fit(
         pending = None
         check_finite(at, metrics, checkpoints)
         if at % log_every_steps == 0 or at == total_steps:
-            steps_per_second, metrics["input_wait"] = timer.look(at)
-            metrics |= throughput(steps_per_second, batch)
+            since, seconds, metrics["input_wait"] = timer.look(at)
+            metrics |= speed(work, since, at, seconds, batch)
             writer.write(at, {f"train/{k}": v for k, v in metrics.items()})
-            show(bar, at, metrics, (total_steps - at) / steps_per_second)
+            show(bar, at, metrics, work(at, total_steps).tokens)
 
     def evaluate_and_keep() -> None:
         values = evaluate(state.params)
@@ -155,7 +156,7 @@ def fit(
     while step < total_steps and not (stop.received or is_exhausted(history, patience)):
         with timer.waiting():
             batch = next(batches)
-        state, metrics = train_step(state, batch, key)
+        state, metrics = train_step(step)(state, batch, key)
         step += 1
         bar.update()
         record()
@@ -175,8 +176,22 @@ def fit(
     return state
 
 
-def show(bar: tqdm, step: int, metrics: dict[str, float], seconds_left: float) -> None:
+def speed(
+    work: Callable[[int, int], costs.Work],
+    first: int,
+    last: int,
+    seconds: float,
+    batch: dict,
+) -> dict[str, float]:
+    """Of updates first .. last-1, of which `batch` is the last one's."""
+    useful = int((batch["segment_ids"] > 0).sum())
+    share = useful / work(last - 1, last).tokens
+    return costs.throughput(work(first, last), seconds, share)
+
+
+def show(bar: tqdm, step: int, metrics: dict[str, float], tokens_left: int) -> None:
     """In the progress bar, or as a line where there is no terminal."""
+    seconds_left = tokens_left / metrics["tokens_per_second"]
     shown = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s"
     bar.set_postfix_str(shown)
     if bar.disable:
@@ -245,13 +260,14 @@ class _Timer:
     def __init__(self, step: int) -> None:
         self._step, self._start, self._waited = step, time.monotonic(), 0.0
 
-    def look(self, step: int) -> tuple[float, float]:
-        """(steps a second, share of the time that batches were waited for)."""
+    def look(self, step: int) -> tuple[int, float, float]:
+        """(step of the last look, seconds since, share of them that batches were
+        waited for)."""
         now = time.monotonic()
         elapsed = now - self._start
-        rate, share = (step - self._step) / elapsed, self._waited / elapsed
+        found = self._step, elapsed, self._waited / elapsed
         self._step, self._start, self._waited = step, now, 0.0
-        return rate, share
+        return found
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

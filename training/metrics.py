@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 Row = dict[str, int | float]  # `step`, and the values that were written at it
@@ -33,6 +34,7 @@ class MetricsWriter:
             if "eval/loss" in row
         }
         if writes:
+            path = path.resolve()
             partial = path.with_suffix(".partial")  # others may be reading it
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
             partial.replace(path)
@@ -69,13 +71,13 @@ def perplexity(loss: float) -> float:
 
 
 def draw_curves(
-    rows: list[Row],
-    target: Path,
-    *,
-    line_to_beat: float,
-    line_name: str,
+    rows: list[Row], target: Path, lines: Sequence[tuple[str, str, float]]
 ) -> None:
-    """Draws training and held-out loss, learning rate and gradient norm by step."""
+    """Draws the loss, each metric that a line is of, learning rate and gradient norm.
+
+    Args:
+      lines: (name, metric, value) to compare with.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,14 +85,22 @@ def draw_curves(
         found = [(row["step"], row[name]) for row in rows if name in row]
         return [step for step, _ in found], [value for _, value in found]
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    metrics = [*dict.fromkeys(["loss", *(metric for _, metric, _ in lines)])]
+    wide = 2 if len(metrics) < 4 else 3
+    tall = -(-(len(metrics) + 1) // wide)
+    figure = Figure(figsize=(5 * wide, 3.6 * tall), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, rate = figure.subplots(1, 2)
-    loss.plot(*column("train/loss"), color="0.7", linewidth=1, label="training")
-    loss.plot(*column("eval/loss"), color="C0", marker=".", label="held-out")
-    loss.axhline(line_to_beat, color="C3", linestyle="--", label=line_name)
-    loss.set(xlabel="step", ylabel="loss (nats)", title="loss")
-    loss.legend()
+    panels = figure.subplots(tall, wide, squeeze=False).reshape(-1)
+    for metric, panel in zip(metrics, panels, strict=False):
+        panel.plot(*column(f"train/{metric}"), color="0.7", linewidth=1)
+        panel.plot(*column(f"eval/{metric}"), color="C0", marker=".", label="held-out")
+        own = [line for line in lines if line[1] == metric]
+        for number, (name, _, value) in enumerate(own):
+            colour = f"C{3 - number}"
+            panel.axhline(value, color=colour, linestyle="--", label=name)
+        panel.set(xlabel="step", title=metric.replace("_", " "))
+        panel.legend()
+    rate = panels[len(metrics)]
     rate.plot(*column("train/learning_rate"), color="C2")
     rate.set(xlabel="step", title="learning rate and gradient norm")
     rate.set_ylabel("learning rate", color="C2")
@@ -98,4 +108,6 @@ def draw_curves(
     norm.plot(*column("train/grad_norm"), color="0.7", linewidth=1)
     norm.set_ylabel("gradient norm", color="0.5")
     norm.set_yscale("log")
+    for panel in panels[len(metrics) + 1 :]:
+        panel.set_axis_off()
     figure.savefig(target, dpi=120)

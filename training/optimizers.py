@@ -44,7 +44,8 @@ def make_schedule(
     one already moves, the last one has the peak. After it the rate falls to
     `end_learning_rate`, which the last update has, on a line or a half cosine; or
     stays; or falls as `sqrt(warmup_steps / (t + 1))` (Vaswani et al. 2017, 5.3).
-    RELEASED_SHAPES are described at `released_schedule`.
+    RELEASED_SHAPES are described at `released_schedule`. A single update has the peak,
+    so that it learns.
 
     Raises:
       UserError: an unknown shape, or a warm-up that leaves no step to train.
@@ -59,6 +60,8 @@ def make_schedule(
             f"optim.warmup_steps={warmup_steps} must be at least 0 and less than "
             f"optim.total_steps={total_steps}"
         )
+    if total_steps == 1:
+        return lambda step: jnp.full_like(step, learning_rate, dtype=jnp.float32)
     if schedule in SCALED_BY_WARMUP and warmup_steps < 1:
         raise UserError(
             f"optim.schedule={schedule!r} is scaled by the warm-up: "

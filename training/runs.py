@@ -3,12 +3,14 @@
 What pre-training and fine-tuning have in common; each makes a `Job`, and tells of it.
 """
 
+import bisect
 import dataclasses
+import functools
 import json
 import platform
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,17 +86,51 @@ class Feed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Text that is not trained on, and what is asked of it.
+
+    Attributes:
+        evaluate: (params, part of a batch) -> (terms of the loss, arrays [B, ...]).
+    """
+
+    feed: Feed
+    evaluate: Callable[[Any, dict], tuple[dict, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Updates whose batches have one shape.
+
+    Attributes:
+        first: of them, counted from 0.
+        feed: its batches, counted from 0.
+        flops: of an update, for the share of the devices' peak.
+    """
+
+    first: int
+    feed: Feed
+    flops: float
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Of an update, padding as well."""
+        return self.feed.rows * self.feed.batches[0]["segment_ids"].shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled update, where there is one, and the evaluation of a batch."""
+    """The compiled update, where there is one, and evaluations of a batch, by name."""
 
     train_step: Any | None
-    eval_step: Any
+    eval_steps: dict[str, Any]
     micro_batches: int
 
     def named(self) -> dict[str, Any]:
         """Those that are there, by what they are called where their cost is told."""
-        both = {"an update": self.train_step, "an evaluation": self.eval_step}
-        return {name: program for name, program in both.items() if program is not None}
+        update = {} if self.train_step is None else {"an update": self.train_step}
+        return update | {
+            f"an evaluation ({name})": step for name, step in self.eval_steps.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,28 +139,49 @@ class Job:
 
     Attributes:
         run: `run` of its config.
-        evaluate: (params, part of a batch) -> (terms of the loss, arrays [B, ...]).
+        phases: in order, the first one from update 0 on.
+        held_out: what `measure` evaluates, by name, in as many micro-batches as the
+            last phase's updates.
         measure: (programs, params, stop) -> the values of a held-out evaluation; None
             when told to stop.
         criterion: of these values, the lower the better.
         patience: evaluations without a new lowest criterion that end it; 0: never.
         fresh: () -> the parameters of step 0, where they are planned to lie.
-        flops: of an update, for the share of the devices' peak.
     """
 
     run: Settings
     seed: int
     plan: Plan
-    train: Feed
-    held_out: Feed
+    phases: tuple[Phase, ...]
+    held_out: dict[str, Evaluation]
     total_steps: int
     eval_every_steps: int
-    evaluate: Callable[[Any, dict], tuple[dict, Any]]
     measure: Callable[[Programs, Any, loop.StopSignal], dict[str, float] | None]
     criterion: Callable[[dict[str, float]], float]
     patience: int
     fresh: Callable[[], Any]
-    flops: float
+
+    def phase(self, step: int) -> int:
+        """The number of the phase of an update."""
+        return bisect.bisect([phase.first for phase in self.phases], step) - 1
+
+    def batch(self, step: int) -> dict:
+        """The rows of an update's batch that this process makes."""
+        phase = self.phases[self.phase(step)]
+        return phase.feed.batches[step - phase.first]
+
+    def work(self, first: int, last: int) -> costs.Work:
+        """That of updates first .. last-1."""
+        ends = [*(phase.first for phase in self.phases[1:]), last]
+        counts = [
+            max(0, min(end, last) - max(phase.first, first))
+            for phase, end in zip(self.phases, ends, strict=True)
+        ]
+        both = [*zip(counts, self.phases, strict=True)]
+        return costs.Work(
+            sum(count * phase.tokens for count, phase in both),
+            sum(count * phase.flops for count, phase in both) / self.plan.mesh.size,
+        )
 
     def told(self, first: int) -> str:
         """What is left to do, in words."""
@@ -235,23 +292,41 @@ def make_plan(
 # Compiled.
 
 
-def compile_programs(job: Job) -> Programs:
-    """The update and the evaluation, for states as planned and such batches.
+def compile_programs(job: Job, first: int) -> dict[int, Programs]:
+    """Of each phase that updates from `first` on are in, by its number, the update; of
+    the last one the evaluation as well.
+
+    All of them before anything is trained, so that one that does not fit is told then.
 
     Raises:
       UserError: as `in_parts_that_fit` and `update`.
     """
+    last = len(job.phases) - 1
+    programs = {}
+    for number in range(job.phase(first), last):
+        feed = job.phases[number].feed
+        programs[number] = in_parts_that_fit(
+            job, feed, lambda n, feed=feed: Programs(update(job, feed, n), {}, n)
+        )
+    feed = job.phases[last].feed
+    programs[last] = in_parts_that_fit(
+        job,
+        feed,
+        lambda n: Programs(update(job, feed, n), evaluations(job, job.held_out, n), n),
+    )
+    return programs
+
+
+def compile_evaluations(job: Job, held_out: dict[str, Evaluation]) -> Programs:
+    """Evaluations alone."""
     return in_parts_that_fit(
-        job, lambda n: Programs(update(job, n), evaluation(job, job.held_out, n), n)
+        job,
+        job.phases[-1].feed,
+        lambda n: Programs(None, evaluations(job, held_out, n), n),
     )
 
 
-def compile_evaluation(job: Job, feed: Feed) -> Programs:
-    """The evaluation of another feed alone."""
-    return in_parts_that_fit(job, lambda n: Programs(None, evaluation(job, feed, n), n))
-
-
-def update(job: Job, micro_batches: int) -> Any:
+def update(job: Job, feed: Feed, micro_batches: int) -> Any:
     """The update of a state, compiled.
 
     Raises:
@@ -266,29 +341,37 @@ def update(job: Job, micro_batches: int) -> Any:
         micro_batches=micro_batches,
         axis=axis,
     )
-    batch = job.train.planned(mesh, micro_batches)
+    batch = feed.planned(mesh, micro_batches)
     return parallel.compile_train_step(one, plan.state, batch, mesh, axis)
 
 
-def evaluation(job: Job, feed: Feed, micro_batches: int) -> Any:
-    """The evaluation of a batch, compiled."""
+def evaluations(
+    job: Job, held_out: dict[str, Evaluation], micro_batches: int
+) -> dict[str, Any]:
+    """The evaluations of a batch, compiled."""
     mesh = job.plan.mesh
-    return parallel.compile_eval_step(
-        step.make_eval_step(job.evaluate, micro_batches),
-        job.plan.state.params,
-        feed.planned(mesh, micro_batches),
-        mesh,
-    )
+    return {
+        name: parallel.compile_eval_step(
+            step.make_eval_step(one.evaluate, micro_batches),
+            job.plan.state.params,
+            one.feed.planned(mesh, micro_batches),
+            mesh,
+        )
+        for name, one in held_out.items()
+    }
 
 
-def in_parts_that_fit(job: Job, compiled: Callable[[int], Programs]) -> Programs:
-    """`compiled(micro_batches)` for those of `run`, or with 0 for as few as fit.
+def in_parts_that_fit(
+    job: Job, feed: Feed, compiled: Callable[[int], Programs]
+) -> Programs:
+    """`compiled(micro_batches)` for those of `run`, or with 0 for as few as fit, of the
+    batches of a feed.
 
     Raises:
       UserError: not even one row at a time fits.
     """
     asked = job.run.micro_batches
-    counts = [asked] if asked else micro_batch_counts(job)
+    counts = [asked] if asked else micro_batch_counts(feed, job.plan.mesh)
     for micro_batches in counts:
         try:
             programs = compiled(micro_batches)
@@ -308,20 +391,24 @@ def in_parts_that_fit(job: Job, compiled: Callable[[int], Programs]) -> Programs
     )
 
 
-def micro_batch_counts(job: Job) -> list[int]:
+def micro_batch_counts(feed: Feed, mesh: Mesh) -> list[int]:
     """Into how many parts a device's rows may be cut, the fewest first."""
-    rows = -(-job.train.rows // parallel.batch_parts(job.plan.mesh))
-    if job.train.is_whole:
+    rows = -(-feed.rows // parallel.batch_parts(mesh))
+    if feed.is_whole:
         return [2**power for power in range(rows.bit_length())]
     return [count for count in range(1, rows + 1) if rows % count == 0]
 
 
 def dry_run(job: Job) -> str:
     """What the programs cost, in words; no state is made."""
-    return "\n".join(
-        f"{name}: {costs.describe(costs.step_cost(program))}"
-        for name, program in compile_programs(job).named().items()
-    )
+    lines = []
+    for number, programs in compile_programs(job, 0).items():
+        first = job.phases[number].first
+        since = f" from step {first} on" if len(job.phases) > 1 else ""
+        for name, program in programs.named().items():
+            since = since if name == "an update" else ""
+            lines.append(f"{name}{since}: {costs.describe(costs.step_cost(program))}")
+    return "\n".join(lines)
 
 
 # Trained.
@@ -349,9 +436,10 @@ def execute(
         patience=job.patience,
     ):
         describe(first)
-        programs = compile_programs(job)
+        programs = compile_programs(job, first)
+        steps = [found.train_step for found in programs.values()]
         try:
-            with costs.memory_explained(costs.REMEDIES, programs.train_step):
+            with costs.memory_explained(costs.REMEDIES, steps):
                 first = train(job, programs, checkpoints, writer, stop)
         except DamagedCheckpoint as damage:
             writer.close()
@@ -366,7 +454,7 @@ def execute(
 
 def train(
     job: Job,
-    programs: Programs,
+    programs: dict[int, Programs],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     stop: loop.StopSignal,
@@ -378,18 +466,18 @@ def train(
     else:
         state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
     first = int(state.step)
-    tokens = job.train.rows * job.train.batches[0]["segment_ids"].shape[-1]
+    last = programs[len(job.phases) - 1]
     state = loop.fit(
         state,
-        device_batches(job, first, programs.micro_batches),
-        train_step=programs.train_step,
-        evaluate=lambda params: job.measure(programs, params, stop),
+        device_batches(job, first, programs),
+        train_step=lambda step: programs[job.phase(step)].train_step,
+        evaluate=lambda params: job.measure(last, params, stop),
         checkpoints=checkpoints,
         writer=writer,
         key=jax.random.key(job.seed),
         stop=stop,
         total_steps=job.total_steps,
-        throughput=costs.throughput(tokens, job.flops, plan.mesh.size),
+        work=job.work,
         log_every_steps=run.log_every_steps,
         eval_every_steps=job.eval_every_steps,
         save_every_minutes=run.save_every_minutes,
@@ -399,7 +487,9 @@ def train(
     return int(state.step)
 
 
-def device_batches(job: Job, first: int, micro_batches: int) -> Iterator[dict]:
+def device_batches(
+    job: Job, first: int, programs: Mapping[int, Programs]
+) -> Iterator[dict]:
     """The batches from step `first` on, which the threads that make them put on the
     devices as well; with 0 threads each is made when asked for.
 
@@ -408,12 +498,15 @@ def device_batches(job: Job, first: int, micro_batches: int) -> Iterator[dict]:
     """
     import grain
 
-    placed = job.train.batches.map(
-        lambda batch: job.train.placed(batch, job.plan.mesh, micro_batches)
-    )
+    def placed(step: int) -> dict:
+        number = job.phase(step)
+        feed, parts = job.phases[number].feed, programs[number].micro_batches
+        return feed.placed(job.batch(step), job.plan.mesh, parts)
+
     threads = job.run.data_threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(placed[first:].to_iter_dataset(options))
+    steps = grain.MapDataset.range(first, job.total_steps)
+    return iter(steps.map(placed).to_iter_dataset(options))
 
 
 # Recorded.

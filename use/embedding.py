@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data import inputs
+from data.tokenizers import count_unknown
 from errors import UserError
 from models import Model
 from tasks.encoding import make_frame
@@ -34,7 +35,8 @@ def embed(
 ) -> Iterator[tuple[str, Float[np.ndarray, " D"]]]:
     """Place and vector of each text, float32, in order.
 
-    Says on stderr which texts were cut to the model's positions.
+    Says on stderr which texts were cut to the model's positions, and in the end how
+    many of all pieces are unknown.
 
     Raises:
       UserError: a text has no tokens, with its place.
@@ -42,6 +44,7 @@ def embed(
     before, after = text_frame(run)
     limit = run.config.model.max_positions
     room = limit - len(before) - len(after)
+    unknown = total = 0
     for chunk in inputs.in_chunks(texts):
         places = [place for place, _ in chunk]
         pieces = run.tokenizer.encode_batch([text for _, text in chunk])
@@ -50,6 +53,8 @@ def embed(
                 raise UserError(f"{place} has no text: write some, or remove it")
             if len(ids) > room:
                 print(f"{place}: cut from {len(ids)} to {room} pieces", file=sys.stderr)
+        unknown += sum(count_unknown(run.tokenizer, ids) for ids in pieces)
+        total += sum(map(len, pieces))
         framed = [[*before, *ids[:room].tolist(), *after] for ids in pieces]
         order = sorted(range(len(framed)), key=lambda index: len(framed[index]))
         rows = min(ROWS, len(framed))
@@ -66,6 +71,7 @@ def embed(
             pooled = pooled_states(run.base, run.params, tokens, lengths, pooling)
             vectors[chosen] = np.asarray(pooled)[: len(chosen)]
         yield from zip(places, vectors, strict=True)
+    run.tell_unknown(unknown, total)
 
 
 @partial(jax.jit, static_argnames=("model", "pooling"))

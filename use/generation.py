@@ -1,5 +1,7 @@
 """Continuing a text, token by token."""
 
+import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from data.tokenizers import Tokenizer, count_unknown
 from errors import UserError
 from models import Model
 from models.transformer import logits
 from use.run import Run
+
+MAX_TOKENS = 100
 
 
 def generate(
     run: Run,
     prompt: str,
     *,
-    max_tokens: int = 100,
+    max_tokens: int | None = None,
     samples: int = 1,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -28,16 +33,17 @@ def generate(
     """What follows the prompt, `samples` times; an end of text ends it.
 
     Args:
-        max_tokens: at most so many.
+        max_tokens: at most so many; None: up to `MAX_TOKENS`, as the model has
+            positions. Of what has more of them than the model only the end is read.
         temperature: 0 takes the most probable token each time.
         top_k: draws among so many; 0 among all.
         top_p: draws among the most probable ones whose share reaches it.
 
     Raises:
-      UserError: settings out of range, or a prompt that is empty or too long.
+      UserError: settings out of range, or a prompt that is empty.
     """
     for name, value, fine in (
-        ("max_tokens", max_tokens, max_tokens >= 1),
+        ("max_tokens", max_tokens, max_tokens is None or max_tokens >= 1),
         ("samples", samples, samples >= 1),
         ("temperature", temperature, temperature >= 0),
         ("top_k", top_k, top_k >= 0),
@@ -52,41 +58,94 @@ def generate(
             f"model.family={run.config.model.family!r} does not: use predict.py embed"
         )
     tokenizer = run.tokenizer
-    ids = tokenizer.encode_batch([prompt])[0]
+    (pieces,) = tokenizer.encode_batch([prompt])
+    run.tell_unknown(count_unknown(tokenizer, pieces), len(pieces))
     start = run.way.framing(tokenizer).document_start
-    if start is not None:
-        ids = np.concatenate([np.array([start], np.int32), ids])
+    ids = np.array([*([] if start is None else [start]), *pieces], np.int32)
     if len(ids) == 0:
         raise UserError(
             "--prompt is empty, and this run's tokenizer has no start token: write a "
             "few words to continue"
         )
     limit = run.config.model.max_positions
-    if len(ids) + max_tokens > limit:
-        raise UserError(
-            f"the prompt has {len(ids)} tokens and --max_tokens={max_tokens}, but the "
-            f"model has {limit} positions: shorten one of them"
+    room = limit - len(ids)
+    if max_tokens is None:
+        max_tokens = min(MAX_TOKENS, room) if room > 0 else MAX_TOKENS
+    if max_tokens > room:
+        print(
+            f"the model has {limit} positions, but the prompt {len(ids)} tokens, and "
+            f"up to {max_tokens} follow: in the end it reads the last ones only",
+            file=sys.stderr,
         )
     end = tokenizer.special_ids.get("end_of_text")
     never = [i for i in tokenizer.special_ids.values() if i != end]
     never += range(tokenizer.vocab_size, run.config.model.vocab_size)
-    drawn = generate_tokens(
-        run.model,
-        run.params,
-        jnp.tile(ids, (samples, 1)),
+    drawn = generate_windows(
+        partial(
+            generate_tokens,
+            run.model,
+            run.params,
+            temperature=temperature,
+            top_k=min(top_k, tokenizer.vocab_size),
+            top_p=top_p,
+            banned=np.array(never, np.int32),
+        ),
+        np.tile(ids, (samples, 1)),
         jax.random.key(seed),
         num_tokens=max_tokens,
-        temperature=temperature,
-        top_k=min(top_k, tokenizer.vocab_size),
-        top_p=top_p,
-        banned=np.array(never, np.int32),
+        limit=limit,
+        end=end,
     )
     texts = []
-    for sample in np.asarray(drawn):
+    for sample in drawn:
         stops = np.flatnonzero(sample == end)
         kept = sample[: stops[0]] if len(stops) else sample
-        texts.append(tokenizer.decode(kept.tolist()))
+        texts.append(continuation(tokenizer, prompt, pieces.tolist(), kept.tolist()))
     return texts
+
+
+def continuation(
+    tokenizer: Tokenizer, prompt: str, pieces: list[int], new: list[int]
+) -> str:
+    """What the new pieces add to those of the prompt, as decoding both joins them.
+
+    A space that the prompt ends in, and its pieces do not, is there already.
+    """
+    before = tokenizer.decode(pieces)
+    added = tokenizer.decode([*pieces, *new])[len(before) :]
+    if prompt[-1:].isspace() and not before[-1:].isspace():
+        return added.removeprefix(" ")
+    return added
+
+
+def generate_windows(
+    draw: Callable[..., Int[Array, "B N"]],
+    prompt: Int[np.ndarray, "B T"],
+    key: Any,
+    *,
+    num_tokens: int,
+    limit: int,
+    end: int | None,
+) -> Int[np.ndarray, "B num_tokens"]:
+    """`num_tokens` after each prompt, or fewer once each has its end.
+
+    Where the `limit` of positions is reached, the model reads the last half of them
+    again, from the first position on, and goes on from there.
+    """
+    text, length, half = prompt, prompt.shape[1], max(1, limit // 2)
+    window = prompt if length < limit else prompt[:, -half:]
+    while (missing := length + num_tokens - text.shape[1]) > 0:
+        count = limit - window.shape[1]
+        if text is prompt:
+            count = min(count, missing)
+        else:  # always so many: one program for all windows
+            key = jax.random.fold_in(key, text.shape[1])
+        drawn = np.asarray(draw(jnp.asarray(window), key, num_tokens=count))
+        text = np.concatenate([text, drawn[:, :missing]], axis=1)
+        window = text[:, -half:]
+        if end is not None and (text[:, length:] == end).any(axis=1).all():
+            break
+    return text[:, length:]
 
 
 @partial(

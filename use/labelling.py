@@ -1,7 +1,8 @@
 """Doing the task that a run was fine-tuned for."""
 
+import collections
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,11 @@ from jaxtyping import Array, Float
 
 from data import inputs
 from data.labelled import Record
+from data.tokenizers import count_unknown
+from errors import UserError
 from models import Model
 from tasks import packing, predictions, splits
-from tasks.encoding import Task, cut_report
+from tasks.encoding import Examples, Task, cut_report
 from use.run import Run
 
 
@@ -22,7 +25,8 @@ def predict(
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Each record with its prediction, as finetune.py writes it, in order.
 
-    Says on stderr which texts were cut.
+    Says on stderr which texts were cut, and in the end how many of all pieces are
+    unknown.
 
     Args:
         task: the run's own, or as the records have it (`lines.line_task`).
@@ -31,19 +35,14 @@ def predict(
         UserError: see `splits.encode`.
     """
     task, kind, data, shape = task or run.task, run.kind, run.config.data, None
+    unknown = total = 0
     for chunk in inputs.in_chunks(records):
-        examples = splits.encode(
-            kind,
-            chunk,
-            task,
-            run.tokenizer,
-            run.family,
-            labels=run.labels,
-            labelled=False,
-            max_length=data.max_length,
-        )
+        examples = encode_chunk(run, chunk, task, labelled=False)
         if examples.cuts:
             print(cut_report(examples, data.max_length), file=sys.stderr)
+        pieces = np.concatenate([x.arrays["tokens"] for x in examples.encoded])
+        unknown += count_unknown(run.tokenizer, pieces)
+        total += len(pieces)
         longest = int(examples.lengths.max())
         if shape is None or longest > shape.length:  # else what is compiled serves
             shape = packing.row_shape(
@@ -63,6 +62,55 @@ def predict(
             if record.fields.get(task.label_column):
                 prediction["gold"] = record.fields[task.label_column]
             yield record, prediction
+    run.tell_unknown(unknown, total)
+
+
+def gold_report(
+    run: Run, predicted: Sequence[tuple[Record, dict[str, Any]]], task: Task
+) -> str:
+    """The metrics of the task over predictions with "gold", in words.
+
+    Names the labels that the run does not know, whose records have no part in it.
+    """
+    kind, known, unknown = run.kind, [], collections.Counter()
+    try:
+        for record, prediction in predicted:
+            labels = {*kind.labels(record, task)} if kind.labels else set()
+            unknown.update(labels - {*run.labels})
+            if labels <= {*run.labels}:
+                known.append((record, prediction))
+        values = {}
+        if known:
+            encode_chunk(run, [record for record, _ in known], task, labelled=True)
+            values = kind.measure([found for _, found in known], run.labels, task)
+    except UserError as error:  # a label that cannot be read
+        return f"no score: {error}"
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    report = f"{len(known)} records with labels: {shown or 'no score'}"
+    if unknown:
+        counts = ", ".join(f"{name!r} ({count})" for name, count in unknown.items())
+        report += (
+            f"\nlabels that the run does not know, in {len(predicted) - len(known)} "
+            f"records that were left out: {counts}; it has "
+            f"{', '.join(map(repr, run.labels))}"
+        )
+    return report
+
+
+def encode_chunk(
+    run: Run, records: list[Record], task: Task, *, labelled: bool
+) -> Examples:
+    """See `splits.encode`."""
+    return splits.encode(
+        run.kind,
+        records,
+        task,
+        run.tokenizer,
+        run.family,
+        labels=run.labels,
+        labelled=labelled,
+        max_length=run.config.data.max_length,
+    )
 
 
 @partial(jax.jit, static_argnames="model")

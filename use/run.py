@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tasks.record import Kind
 from training.checkpoints import load_params
 
 PRETRAINED_PRECISION = "float32"  # whatever it was trained in
+UNKNOWN_SHARE = 0.01  # of pieces that is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,16 @@ class Run:
             f"{command} is not for {self.folder}, which {was}: use predict.py "
             f"{' or '.join(self.commands)}, or another run"
         )
+
+    def tell_unknown(self, unknown: int, pieces: int) -> None:
+        """Says on stderr where many of the pieces of its texts are unknown to it."""
+        if unknown > UNKNOWN_SHARE * pieces:
+            print(
+                f"{unknown / pieces:.1%} of the pieces are unknown to the tokenizer of "
+                f"{self.folder}, and what is said of them means little: take a run "
+                "whose tokenizer was learnt from such text, or knows every byte",
+                file=sys.stderr,
+            )
 
 
 def open_run(folder: str | Path) -> Run:

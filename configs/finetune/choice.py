@@ -7,7 +7,8 @@ A sequence for each answer, a softmax over their scores (GPT-1, section 3.3).
         --config.data.eval=mctest500_dev.jsonl.gz
 
 The models' table of positions bounds max_length: the minis have 128, and longer
-contexts lose their end. No result has been measured yet.
+contexts lose their end. MCTest with 200 labels: 0.27 for a small BERT, 0.30 from
+scratch; 0.25 is chance (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@ Regression on the score; a decoder reads both orders and adds them (GPT-1, secti
         --config.init_from=runs/bert_mini --config.data.train=stsb_en_train.tsv
         --config.data.eval=stsb_en_dev.tsv --config.data.test=stsb_en_test.tsv
 
-No result has been measured yet.
+With 200 labels small models are at a Pearson correlation of 0.08 to 0.12, pre-trained
+or not (docs/results.md); all labels were not tried.
 """
 
 from ml_collections import ConfigDict

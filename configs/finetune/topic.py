@@ -6,7 +6,8 @@
 The file (.tsv, .csv, .jsonl, .parquet, with .gz if you like, or tfds:NAME@SPLIT) has
 the columns `text` and `label`; labels are names. Rates: the old layers move at 1e-4,
 the new head ten times as fast, for small models as the minis (Turc et al. 2019 searched
-3e-5 to 3e-4); BERT-base and up want 2e-5 to 5e-5. No result has been measured yet.
+3e-5 to 3e-4); BERT-base and up want 2e-5 to 5e-5. On 25 classes of glosses a small BERT
+has 0.760 with all labels, from scratch 0.702 (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -29,9 +30,13 @@ def get_config(arg: str = "") -> ConfigDict:
             "text_columns": ("text",),  # two of them are a pair
             "label_column": "label",
             "labels": (),  # in the order of their ids; () learns them from the data
+            "positive_label": "",  # whose F1 is measured; "": the last of two labels
             "question_columns": (),  # of choice and span
             "answer_columns": (),  # of choice: one with a list, or one for each answer
             "null_answers": False,  # span: "" where no answer scores better
+            # span: the token that stands for no answer: the one that is read out, [CLS]
+            # or a decoder's last; "first" is for decoders that were trained so before.
+            "null_position": "readout",
             "metric": "accuracy",  # whose best checkpoint is kept
         }
     )
