@@ -28,6 +28,7 @@ from data import cache, draws, tokenizer_training, tokenizers, windows
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
+from formats.transformers import misfit
 from models import heads
 from models.family import Family
 from pretraining import PRETRAININGS
@@ -611,6 +612,8 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
         f"{job.told(first)}",
         flush=True,
     )
+    if reason := misfit(config.model):
+        print(f"remark: convert.py cannot export this run: {reason}")
 
 
 def described(tuning: Tuning, batch: dict, rows: int) -> str:

@@ -25,6 +25,7 @@ from data.tokenizers import Tokenizer
 from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
+from formats.transformers import misfit
 from pretraining import way_of
 from pretraining.corpus import prepare
 from pretraining.course import Phase, course_of, describe_course
@@ -402,6 +403,8 @@ def describe(
         f"{job.told(first)}",
         flush=True,
     )
+    if reason := misfit(config.model):
+        print(f"remark: convert.py cannot export this run: {reason}")
 
 
 def report(config: ConfigDict, result: Result, lines: tuple[Line, ...]) -> None:

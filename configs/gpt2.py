@@ -2,11 +2,13 @@
 
     python train.py --config=configs/gpt2.py:small     (medium, large, xl)
 
-The paper tells neither rate nor steps. Those here are nanoGPT's for the small one: 0.5M
+The paper tells neither rate nor steps. Those of the small one are nanoGPT's: 0.5M
 tokens a step, 600,000 steps, 6e-4 to 6e-5, held-out loss about 2.85 on OpenWebText
-after 4 days on 8 A100. GPT-3's table has 3e-4, 2.5e-4 and 2e-4 for the larger ones. The
-default corpus is English Wikipedia, which has to be downloaded. With the released
-vocabulary (vocab.json and merges.txt in FOLDER): --config.data.tokenizer.path=FOLDER
+after 4 days on 8 A100. The larger ones have the peaks that GPT-3's table (Brown et al.
+2020, table 2.1) has for the models nearest in size: 350M, 760M and 1.3B parameters,
+the last with batches of 1M tokens; they fall to a tenth, as there. The default corpus
+is English Wikipedia, which has to be downloaded. With the released vocabulary
+(vocab.json and merges.txt in FOLDER): --config.data.tokenizer.path=FOLDER
 
 No run at this size has been measured yet.
 """
@@ -16,11 +18,11 @@ from ml_collections import ConfigDict
 import configs
 from errors import UserError
 
-SIZES = {
-    "small": (12, 768),
-    "medium": (24, 1024),
-    "large": (36, 1280),
-    "xl": (48, 1600),
+SIZES = {  # layers, width, peak and end of the rate
+    "small": (12, 768, 6e-4, 6e-5),
+    "medium": (24, 1024, 3e-4, 3e-5),
+    "large": (36, 1280, 2.5e-4, 2.5e-5),
+    "xl": (48, 1600, 2e-4, 2e-5),
 }
 
 
@@ -30,7 +32,7 @@ def get_config(arg: str = "small") -> ConfigDict:
         raise UserError(
             f"gpt2 has no size {size!r}: write :small, :medium, :large, :xl or :tiny"
         )
-    layers, hidden_size = SIZES[size]
+    layers, hidden_size, rate, end_rate = SIZES[size]
     config = ConfigDict()
     config.name = f"gpt2_{size}"
     config.seed = 0
@@ -88,8 +90,8 @@ def get_config(arg: str = "small") -> ConfigDict:
         {
             "total_steps": configs.amount(600_000),  # or "30B tokens"
             "schedule": "cosine",
-            "learning_rate": 6e-4,
-            "end_learning_rate": 6e-5,
+            "learning_rate": rate,
+            "end_learning_rate": end_rate,
             "warmup_steps": configs.amount(2_000),  # or "1%", or tokens
             "eval_every_steps": configs.amount(5_000),  # as these
             "adam": "adamw",  # or "bert", "gpt1": as their releases compute it

@@ -1,7 +1,7 @@
 """Folders of transformers: reading one, and writing a run as one."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -311,11 +311,9 @@ def exported_architecture(
     fields: dict[str, Any], kind: str, paths: Iterable[str]
 ) -> Architecture:
     """The class for a run: by its kind of task, or by the pre-training heads it has."""
-    model_type = "bert"
-    if fields["family"] == "gpt":
-        model_type = "gpt2" if fields["pre_norm"] else "openai-gpt"
-    elif fields["family"] != "bert":
-        raise UserError(f"transformers has no model of the family {fields['family']!r}")
+    model_type = exported_type(fields)
+    if not model_type:
+        raise UserError(f"the run cannot be exported: {misfit(fields)}")
     modules = {path.split("/")[0] for path in paths}
     known = [a for a in ARCHITECTURES if a.model_type == model_type]
     for architecture in known:
@@ -330,26 +328,49 @@ def exported_architecture(
     )
 
 
+def exported_type(fields: Mapping[str, Any]) -> str:
+    """The model_type of a model; "" where transformers has none."""
+    if fields["family"] == "gpt":
+        return "gpt2" if fields["pre_norm"] else "openai-gpt"
+    return "bert" if fields["family"] == "bert" else ""
+
+
+def misfit(fields: Mapping[str, Any]) -> str:
+    """Why transformers cannot represent a model, whatever its weights; "" if it can."""
+    model_type = exported_type(fields)
+    if not model_type:
+        return f"transformers has no model of the family {fields['family']!r}"
+    form = FORMATS[model_type]
+    width, inner = fields["hidden_size"], fields["num_heads"] * fields["head_dim"]
+    found = ""
+    if fields["activation"] not in form.activations[1].values():
+        found = f"model.activation={fields['activation']!r}"
+    elif width != inner:
+        found = f"model.hidden_size={width}, but heads of {inner} in all"
+    elif "ffn_size" not in form.settings and fields["ffn_size"] != 4 * width:
+        found = f"model.ffn_size={fields['ffn_size']}, not 4 * hidden_size"
+    return found and f"transformers cannot represent {found}"
+
+
 def exported_settings(fields: dict[str, Any], form: Format) -> dict[str, Any]:
     """What config.json says of the model's form.
+
+    Of several settings that are one there it is the last, and the others are told.
 
     Raises:
       UserError: transformers cannot make the model so.
     """
+    if reason := misfit(fields):
+        raise UserError(f"the run cannot be exported: {reason}")
+    settings = {there: fields[here] for here, there in form.settings.items()}
+    for here, there in form.settings.items():
+        if fields[here] != settings[there]:
+            print(
+                f"model.{here}={fields[here]} is not exported: transformers has one "
+                f"{there}, which is {settings[there]}"
+            )
     key, activations = form.activations
     names = [name for name, here in activations.items() if here == fields["activation"]]
-    width, inner = fields["hidden_size"], fields["num_heads"] * fields["head_dim"]
-    for fits, found in (
-        (names, f"model.activation={fields['activation']!r}"),
-        (width == inner, f"model.hidden_size={width}, but heads of {inner} in all"),
-        (
-            "ffn_size" in form.settings or fields["ffn_size"] == 4 * width,
-            f"model.ffn_size={fields['ffn_size']}, not 4 * hidden_size",
-        ),
-    ):
-        if not fits:
-            raise UserError(f"the run has {found}: transformers cannot represent it")
-    settings = {there: fields[here] for here, there in form.settings.items()}
     return settings | {key: names[0], "dtype": "float32"}
 
 

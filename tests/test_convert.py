@@ -833,4 +833,19 @@ def test_heads_that_transformers_has_not(imported):
     form = transformers.FORMATS["openai-gpt"]
     for change in ({"ffn_size": 9}, {"head_dim": 3}, {"activation": "gelu_erf"}):
         with pytest.raises(UserError, match=f"{next(iter(change))}|heads of"):
-            transformers.exported_settings(fields | change, form)
+            transformers.exported_settings(fields | {"pre_norm": False} | change, form)
+
+
+def test_one_dropout_of_two_is_exported_and_the_other_told(imported, capsys):
+    fields = configs.read_config(imported("bert_erf")).model.to_dict()
+    capsys.readouterr()
+    form = transformers.FORMATS["bert"]
+    rates = {"embedding_dropout": 0.3, "residual_dropout": 0.2}
+    settings = transformers.exported_settings(fields | rates, form)
+    assert settings["hidden_dropout_prob"] == 0.2
+    assert capsys.readouterr().out == (
+        "model.embedding_dropout=0.3 is not exported: transformers has one "
+        "hidden_dropout_prob, which is 0.2\n"
+    )
+    transformers.exported_settings(fields, form)
+    assert not capsys.readouterr().out

@@ -500,6 +500,26 @@ def test_the_first_example_is_shown(folder, capsys):
     assert "row 0: " not in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capfd):
+    """The same losses again; and what no exporter can represent is said at the start."""
+    config, workdir = tiny("gpt_mini", folder), folder / "damaged"
+    config.run.mesh.data, config.model.head_dim = 1, 12
+    config.optim.eval_every_steps = 3
+    whole = train.train(config, workdir)
+    shown = capfd.readouterr().out
+    assert "remark: convert.py cannot export this run: transformers cannot" in shown
+    assert "model.hidden_size=16, but heads of 24 in all" in shown
+    before = curve(workdir)
+    (workdir / "metrics.jsonl").unlink()  # the last evaluation was lost
+    (workdir / "checkpoints/6/state/manifest.ocdbt").write_bytes(b"")
+    assert train.train(config, workdir) == whole
+    said = capfd.readouterr()
+    assert "checkpoints/6 is damaged" in said.err and "Traceback" not in said.err
+    assert "it is now 6.damaged, and step 3 is resumed" in said.err
+    assert "steps 6 to 6;" in said.out and "steps 3 to 6;" in said.out
+    assert curve(workdir) == before[3:]
+
+
 def test_a_run_that_is_stopped_says_by_what(folder):
     config = tiny("bert_mini", folder)
     config.run.mesh.data = 1
