@@ -11,7 +11,6 @@ predict.py. `export` writes a folder that transformers loads.
 """
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,6 @@ def import_model(source: str, workdir: Path) -> None:
     Raises:
       UserError: names what is missing, too much, misshapen or not supported.
     """
-    errors.check_folder(workdir, "--workdir")
     check_is_new("workdir", workdir)
     given = read_source(find_folder(source))
     tokenizer = given.tokenizer
@@ -123,12 +121,10 @@ def import_model(source: str, workdir: Path) -> None:
 
 
 def check_is_new(flag: str, folder: Path) -> None:
-    """Raises UserError unless there is nothing, or an empty folder."""
-    if folder.is_dir():
-        if any(folder.iterdir()):
-            raise UserError(f"--{flag}={folder} is not empty: name a new folder")
-    elif os.path.lexists(folder):
-        raise UserError(f"--{flag}={folder} is there and no folder: name a new one")
+    """Raises UserError unless there is nothing, or an empty folder to be written to."""
+    errors.check_folder(folder, f"--{flag}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--{flag}={folder} is not empty: name a new folder")
 
 
 def make_config(
@@ -320,7 +316,6 @@ def export_model(workdir: Path, target: Path) -> None:
     Raises:
       UserError: transformers has no such model, or the folder is not empty.
     """
-    errors.check_folder(target, "--target")
     check_is_new("target", target)
     config = configs.read_config(workdir)
     params, step = load_params(workdir)

@@ -386,8 +386,12 @@ def describe(
     """Prints what is about to be trained, on what, and the lines to beat."""
     count = models.count(job.plan.state.params, config.model)
     if first < job.total_steps:
-        shown = windows.describe(job.batch(first), data.tokenizer, rows=1)
-        print(f"update {first}, {windows.glimpse(shown)}")
+        batch = job.batch(first)
+        shown = windows.describe(batch, data.tokenizer, rows=1)
+        print(
+            f"{windows.predicted(batch)} in the batch of update {first}\n"
+            f"{windows.glimpse(shown)}"
+        )
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
@@ -395,8 +399,7 @@ def describe(
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
-        f"{data.heldout.num_tokens:,} held-out tokens; in the first batch "
-        f"{windows.predicted(data.batches[0])}\n"
+        f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
         f"{describe_course(course_of(config))}\n"
         f"lines to beat, by counting alone, on the held-out text:{''.join(told)}\n"

@@ -621,7 +621,7 @@ def test_folders_that_are_not_there_or_not_empty(imported, tmp_path):
         convert.export_model(run, run)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for target in (Path("/dev/full"), run / "config.json", tmp_path / "link"):
-        with pytest.raises(UserError, match=f"{target} is there and no folder"):
+        with pytest.raises(UserError, match=f"{target}: a file is in the place"):
             convert.export_model(run, target)
     (tmp_path / "link").unlink()
     (tmp_path / "there").mkdir()

@@ -40,7 +40,7 @@ def test_batches_made_ahead_keep_their_order_and_start_anywhere(threads):
     heldout = {"loss": batches}
     data = train.Data(*[None] * 4, (batches, batches[30:]), heldout)
     job = train.make_job(config, data, parallel.make_mesh(4))
-    programs = dict.fromkeys((0, 1), runs.Programs(None, None, micro_batches=1))
+    programs = dict.fromkeys((0, 1), runs.Programs(None, {}, micro_batches=1))
     for start in (0, 29):
         ahead = runs.device_batches(job, start, programs)
         for step, batch in enumerate(itertools.islice(ahead, 20), start):
