@@ -501,7 +501,7 @@ def test_the_first_example_is_shown(folder, capsys):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capfd):
-    """The same losses again; and what no exporter can represent is said at the start."""
+    """The same losses again; what cannot be exported is said at the start."""
     config, workdir = tiny("gpt_mini", folder), folder / "damaged"
     config.run.mesh.data, config.model.head_dim = 1, 12
     config.optim.eval_every_steps = 3
