@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Folders of the user's home that are written unasked, by the variable that moves them.
 FOLDERS = {
@@ -40,23 +41,39 @@ def run(main: Callable[[list[str]], int]) -> None:
     2 is also what a full disk and a path that the system refuses end in. Anything else
     is our fault: a traceback and status 1.
     """
+    sys.exit(status_of(main))
+
+
+def check(reads: Callable[[list[str]], Any]) -> None:
+    """Exits as `run` does where the command line cannot be read, before what takes
+    seconds to import."""
+
+    def read(argv: list[str]) -> int:
+        reads(argv)
+        return 0
+
+    if status := status_of(read):
+        sys.exit(status)
+
+
+def status_of(main: Callable[[list[str]], int]) -> int:
+    """The exit status of an entry point; says what it could not do."""
     try:
-        status = main(sys.argv)
+        return main(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        return 141
     except Exception as error:
         message = system_fault(error, sys.argv)
         if not message:
             raise
         print(f"error: {message}", file=sys.stderr)
-        status = 2
+        return 2
     except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+        return 130
 
 
 def system_fault(error: Exception, argv: list[str]) -> str:

@@ -11,6 +11,12 @@ from scratch with a tokenizer learnt from the texts; `--config.load_weights=Fals
 the model of `init_from` from scratch, with its tokenizer.
 """
 
+import configs
+import errors
+
+if __name__ == "__main__":  # mistakes in flags and --help need no jax
+    errors.check(lambda argv: configs.parse(argv, "finetune.py"))
+
 import dataclasses
 import json
 import statistics
@@ -21,8 +27,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import configs
-import errors
 import models
 from data import cache, draws, tokenizer_training, tokenizers, windows
 from data.labelled import Record
@@ -52,16 +56,7 @@ from training.step import LossTerms, Term
 
 
 def main(argv: list[str]) -> int:
-    flags = configs.parse(
-        argv,
-        {
-            "show_batch": "Prints decoded examples and exits.",
-            "dry_run": "Compiles the steps, prints what they cost and exits.",
-            "distributed": parallel.DISTRIBUTED_HELP,
-        },
-        {"seeds": "Runs so many seeds, in WORKDIR/seed_0 and on, and summarises them."},
-        kind="finetuning",
-    )
+    flags = configs.parse(argv, "finetune.py")
     config = flags.config
     if flags.distributed:
         parallel.join_processes()

@@ -17,13 +17,7 @@ from pretraining.corpus import prepare
 
 
 def main(argv: list[str]) -> int:
-    flags = configs.parse(
-        argv,
-        {},
-        {"processes": "Processes that write shards [one a core]."},
-        {"ray": "Ray cluster that writes shards instead: auto, HOST:PORT or local."},
-        kind="pretraining",
-    )
+    flags = configs.parse(argv, "prepare.py")
     count = flags.processes or cores()
     started = ray_workers(flags.ray) if flags.ray else process_workers(count)
     with started as workers:

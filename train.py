@@ -7,6 +7,12 @@
 The same line again resumes the run in `--workdir`, or says that it is done.
 """
 
+import configs
+import errors
+
+if __name__ == "__main__":  # mistakes in flags and --help need no jax
+    errors.check(lambda argv: configs.parse(argv, "train.py"))
+
 import functools
 import json
 from pathlib import Path
@@ -16,8 +22,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
-import configs
-import errors
 import models
 from data import cache, draws, shards, windows
 from data.shards import Shards
@@ -46,16 +50,7 @@ FREQUENCIES_SHARE = 0.98
 
 
 def main(argv: list[str]) -> int:
-    flags = configs.parse(
-        argv,
-        {
-            "show_batch": "Prints decoded examples and exits.",
-            "dry_run": "Compiles the steps, prints what they cost and exits.",
-            "distributed": parallel.DISTRIBUTED_HELP,
-        },
-        {},
-        kind="pretraining",
-    )
+    flags = configs.parse(argv, "train.py")
     config = flags.config
     if flags.distributed:
         parallel.join_processes()

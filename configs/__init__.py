@@ -4,11 +4,16 @@ A file defines `get_config(arg)`; `--config=configs/x.py:tiny` passes `"tiny"`, 
 `--config.optim.learning_rate=3e-4` overrides a value.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - said before a package is missed
+    sys.exit(f"error: Foreword needs Python 3.11 or later, not {sys.version}")
+
 import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
@@ -16,32 +21,57 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from data import cache
 from errors import UserError
 
-# Kind of config -> the command that takes it, one to begin with.
-KINDS = {
-    "pretraining": ("train.py", "configs/bert_mini.py"),
-    "finetuning": ("finetune.py", "configs/finetune/topic.py"),
+
+class Command(NamedTuple):
+    """A command that takes a config, and its flags by name, with their help.
+
+    Attributes:
+        kind: of config, "pretraining" or "finetuning".
+        example: a config to begin with.
+        switches: boolean.
+        counts: whole numbers of at least 1, or None where not given, as are texts.
+    """
+
+    kind: str
+    example: str
+    switches: dict[str, str]
+    counts: dict[str, str]
+    texts: dict[str, str]
+
+
+TRAINING_SWITCHES = {
+    "show_batch": "Prints decoded examples and exits.",
+    "dry_run": "Compiles the steps, prints what they cost and exits.",
+    "distributed": "One of several processes of the same line: docs/scaling.md.",
 }
+SEEDS = "Runs so many seeds, in WORKDIR/seed_0 and on, and summarises them."
+RAY = "Ray cluster that writes shards instead: auto, HOST:PORT or local."
+PROCESSES = "Processes that write shards [one a core]."
+MINI, TOPIC = "configs/bert_mini.py", "configs/finetune/topic.py"
+COMMANDS = {
+    "train.py": Command("pretraining", MINI, TRAINING_SWITCHES, {}, {}),
+    "finetune.py": Command(
+        "finetuning", TOPIC, TRAINING_SWITCHES, {"seeds": SEEDS}, {}
+    ),
+    "prepare.py": Command(
+        "pretraining", MINI, {}, {"processes": PROCESSES}, {"ray": RAY}
+    ),
+}
+OF_KIND = {"pretraining": "train.py", "finetuning": "finetune.py"}
 
 
-def parse(
-    argv: Sequence[str],
-    switches: dict[str, str],
-    counts: dict[str, str],
-    texts: dict[str, str] | None = None,
-    *,
-    kind: str,
-) -> flags.FlagValues:
-    """Reads `--config`, `--workdir` and others (name -> help).
+def parse(argv: Sequence[str], command: str) -> flags.FlagValues:
+    """Reads `--config`, `--workdir` and the other flags of a command.
 
-    Switches are boolean; a count is a whole number of at least 1, or None where it is
-    not given, as is a text. `kind` of config: one of KINDS. `--help` and
-    `--show_config` print and exit.
+    Needs no jax until the config has been read. `--help` and `--show_config` print and
+    exit.
 
     Raises:
       UserError: a flag or a config key that does not exist (with the nearest one), a
         value of another type, a config file that is missing, fails or is of another
         kind.
     """
+    kind, example, switches, counts, texts = COMMANDS[command]
     argv = _joined(argv)
     wants_help, argv = "--help" in argv, [word for word in argv if word != "--help"]
     values = _config_flag(argv)
@@ -53,10 +83,10 @@ def parse(
         flags.DEFINE_bool(name, False, text, flag_values=values)
     for name, text in counts.items():
         flags.DEFINE_integer(name, None, text, lower_bound=1, flag_values=values)
-    for name, text in (texts or {}).items():
+    for name, text in texts.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
     named = [word for word in argv if word.startswith("--config=")]
-    example = f"--config={KINDS[kind][1]}"
+    example = f"--config={example}"
     if wants_help:
         lines = [f"  --{name}: {values[name].help}" for name in values]
         usage = f"usage: {argv[0]} --config=FILE.py[:ARGUMENT]"
@@ -66,7 +96,7 @@ def parse(
             raise SystemExit(0)
     if not named:
         raise UserError(f"--config is missing: e.g. {example}")
-    rest = _read(values, argv, named[-1], kind)
+    rest = _read(values, argv, named[-1], command)
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not a flag: write --name=value")
     if kind == "pretraining":
@@ -103,11 +133,11 @@ def _config_flag(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _read(
-    values: flags.FlagValues, argv: list[str], named: str, kind: str
+    values: flags.FlagValues, argv: list[str], named: str, command: str
 ) -> list[str]:
     """Reads the words; returns those that are no flags, the first one the command's."""
     try:
-        _check_kind(named, kind)
+        _check_kind(named, command)
         rest = values(argv)
     except (flags.Error, AttributeError, KeyError) as error:
         message = unknown_setting(argv, named) or " ".join(str(error.args[0]).split())
@@ -144,17 +174,21 @@ def _initials(name: str) -> str:
     return "".join(word[:1] for word in name.split("_"))
 
 
-def _check_kind(named: str, kind: str) -> None:
+def _check_kind(named: str, command: str) -> None:
     """Before anything is overridden that only the right kind has."""
     file = _config_flag([named])
     file(["", named])
-    found = "finetuning" if "task" in file.config else "pretraining"
-    if found != kind:
-        (command, example), (other, _) = KINDS[kind], KINDS[found]
+    found, wanted = kind_of(file.config), COMMANDS[command]
+    if found != wanted.kind:
+        other = OF_KIND[found]
         raise UserError(
             f"{named} is a config for {other}: run python {other} {named}, or give "
-            f"{command} one such as --config={example}"
+            f"{command} one such as --config={wanted.example}"
         )
+
+
+def kind_of(config: ConfigDict) -> str:
+    return "finetuning" if "task" in config else "pretraining"
 
 
 def describe(config: ConfigDict) -> str:
@@ -248,7 +282,13 @@ def check_same(folder: Path, config: ConfigDict) -> None:
     """Raises UserError, naming what differs, unless a run has this config."""
     from configs._settings import other_rows, rows_of
 
-    before, now = flatten(read_config(folder)), flatten(config)
+    there = read_config(folder)
+    if kind_of(there) != kind_of(config):
+        raise UserError(
+            f"{folder} holds a run of {OF_KIND[kind_of(there)]}, not of "
+            f"{OF_KIND[kind_of(config)]}: give another --workdir"
+        )
+    before, now = flatten(there), flatten(config)
     unread = other_rows(now).keys() - rows_of(now).keys()  # those of other kinds
     differing = [
         f"{name} was {before.get(name, 'absent')!r}, is {now.get(name, 'absent')!r}"

@@ -9,6 +9,8 @@ import importlib
 import inspect
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,8 +60,8 @@ def snapshot():
     }
 
 
-def parse(*arguments, kind="pretraining"):
-    return configs.parse(["train.py", *arguments], {}, {}, kind=kind)
+def parse(*arguments, command="train.py"):
+    return configs.parse([command, *arguments], command)
 
 
 @pytest.fixture
@@ -307,7 +309,7 @@ def test_no_config_is_named():
     with pytest.raises(UserError, match=r"--config is missing.*configs/bert_mini.py"):
         parse()
     with pytest.raises(UserError, match=r"is missing.*configs/finetune/topic.py"):
-        parse("--config", kind="finetuning")
+        parse("--config", command="finetune.py")
 
 
 def test_a_config_of_the_other_command_is_refused():
@@ -317,7 +319,7 @@ def test_a_config_of_the_other_command_is_refused():
     ):
         parse(f"--config={topic}", "--config.data.train=topics.tsv")
     with pytest.raises(UserError, match=r"bert_mini.py is a config for train.py: run"):
-        parse("--config", mini, "--config.optim.total_steps=3", kind="finetuning")
+        parse("--config", mini, "--config.optim.total_steps=3", command="finetune.py")
 
 
 def test_overrides_and_variants_reach_the_config():
@@ -359,9 +361,52 @@ def test_settings_are_shown_as_they_are(switch, capsys):
     assert ("--workdir: The run folder" in shown) == (switch == "--help")
 
 
+@pytest.mark.parametrize("command", [*configs.COMMANDS])
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "usage: "),
+        (["--confg=x"], 2, "error: --config is missing"),
+        (["--config={}", "--wrkdir=x"], 2, "Did you mean: workdir"),
+        (
+            ["--config={}", "--config.optim.lr=1"],
+            2,
+            "did you mean --config.optim.learn",
+        ),
+    ],
+)
+def test_flags_are_read_before_jax_is_imported(command, arguments, status, said):
+    example = configs.COMMANDS[command].example
+    words = [word.format(example) for word in arguments]
+    script = (
+        "import runpy, sys\n"
+        "try:\n"
+        f"    runpy.run_path({command!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print('jax' in sys.modules)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == status, found.stderr
+    assert said in found.stdout + found.stderr
+    assert found.stdout.endswith("False\n")
+
+
+def test_a_run_of_the_other_command_is_told_as_one(tmp_path):
+    topic = importlib.import_module("configs.finetune.topic").get_config("tiny")
+    configs.write_run_folder(tmp_path, get_config("bert_mini"))
+    with pytest.raises(UserError, match=r"holds a run of train.py, not of finetune.py"):
+        configs.check_same(tmp_path, topic)
+
+
 def test_help_without_a_config_says_how_to_see_the_settings(capsys):
     with pytest.raises(SystemExit):
-        parse("--help", kind="finetuning")
+        parse("--help", command="finetune.py")
     shown = capsys.readouterr().out
     assert "--show_config: " in shown
     assert "--config=configs/finetune/topic.py --help" in shown

@@ -197,7 +197,7 @@ def test_lengths_that_make_no_sense_are_refused(name, value, message):
 
 def parse(*overrides):
     line = ["train.py", f"--config={ROOT}/configs/bert_mini.py", *overrides]
-    return configs.parse(line, {}, {}, kind="pretraining").config
+    return configs.parse(line, "train.py").config
 
 
 def test_a_warm_up_that_is_too_long_is_refused_with_the_line_to_type():

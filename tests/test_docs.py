@@ -77,10 +77,8 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                 words = shlex.split(line)
                 if words[:1] != ["python"] or "..." in words:
                     continue
-                if words[1] in ("train.py", "finetune.py", "prepare.py"):
-                    switches = {"show_batch": "", "dry_run": "", "distributed": ""}
-                    kind = "finetuning" if words[1] == "finetune.py" else "pretraining"
-                    configs.parse(words[1:], switches, {"seeds": ""}, kind=kind)
+                if words[1] in configs.COMMANDS:
+                    configs.parse(words[1:], words[1])
                 elif words[1] == "predict.py":
                     parse_arguments(words[2:])
                 else:

@@ -250,7 +250,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
         f"--workdir={tmp_path / 'two'}",
     ]
     words = [*arguments, "--config.run.mesh.data=1"]
-    config = configs.parse(words, {}, {}, kind="pretraining").config
+    config = configs.parse(words, "train.py").config
     assert train.train(config, tmp_path / "one").exit_status == 0
 
     with socket.socket() as free:

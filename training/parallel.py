@@ -303,8 +303,6 @@ def compiler_options() -> dict[str, str] | None:
 
 # Several processes.
 
-DISTRIBUTED_HELP = "One of several processes of the same line: docs/scaling.md."
-
 
 def join_processes() -> None:
     """Makes this process one of several that run the same command line.
