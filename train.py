@@ -383,10 +383,8 @@ def describe(
     if first < job.total_steps:
         batch = job.batch(first)
         shown = windows.describe(batch, data.tokenizer, rows=1)
-        print(
-            f"{windows.predicted(batch)} in the batch of update {first}\n"
-            f"{windows.glimpse(shown)}"
-        )
+        print(f"update {first}, {windows.glimpse(shown)}")
+        print(f"in its batch {windows.predicted(batch)}")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )

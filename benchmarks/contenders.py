@@ -157,7 +157,8 @@ def foreword(case: Case, **run: Any) -> Contender:
     jax.config.update("jax_enable_compilation_cache", False)
     matmul_rate = device.matmul_rate(case.precision)
     batch = make_batch(case)
-    job = train.make_job(config, train.Data(*[None] * 4, ([batch],), [batch]), mesh)
+    held_out = {name: [batch] for name in ("loss", "masked")}
+    job = train.make_job(config, train.Data(*[None] * 4, ([batch],), held_out), mesh)
     plan = job.plan
     state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
     kind = jax.devices()[0].device_kind

@@ -253,9 +253,9 @@ def keep_objective(config: ConfigDict) -> None:
 
     So one line changes the way: --config.objective.name=masked_lm.
     """
-    from configs._settings import PRETRAININGS, rows_of
+    from pretraining import PRETRAININGS, way_of
 
-    own = rows_of(flatten(config))
+    own = {row.name for row in way_of(config.objective.name).settings}
     for way in PRETRAININGS.values():
         for row in way.settings:
             key = row.name.removeprefix("objective.")

@@ -411,6 +411,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     elif pairs is not None:
         del values["objective.short_seq_prob"], values["objective.random_next_rate"]
     later = {row.name: row.older for row in rows_of(values).values()}
+    later = {name: [*x] if isinstance(x, tuple) else x for name, x in later.items()}
     reads_first = FAMILIES[values[FAMILY.name]].frame.readout == "first"
     if reads_first and "task.null_position" in later:  # there it is the same
         later["task.null_position"] = "readout"

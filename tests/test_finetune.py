@@ -564,7 +564,7 @@ def test_dry_run_says_what_it_costs_and_trains_nothing(given, tmp_path, capsys):
     assert finetune.main(arguments) == 0
     shown = capsys.readouterr().out
     assert "parameters on 1 x cpu" in shown
-    for name in ("an update: ", "an evaluation: "):
+    for name in ("an update: ", "an evaluation of eval: "):
         assert "total of a device" in shown.split(name)[1]
     assert "micro-batches: 1\n" in shown
     assert not (tmp_path / "run").exists()

@@ -73,7 +73,7 @@ class Run:
         batches = [random_batch(config)]
         job = train.make_job(
             config,
-            train.Data(*[None] * 4, (batches,), batches),
+            train.Data(*[None] * 4, (batches,), {"loss": batches, "masked": batches}),
             train.make_mesh(config),
         )
         feed = job.phases[0].feed

@@ -129,7 +129,7 @@ class Programs:
         """Those that are there, by what they are called where their cost is told."""
         update = {} if self.train_step is None else {"an update": self.train_step}
         return update | {
-            f"an evaluation ({name})": step for name, step in self.eval_steps.items()
+            f"an evaluation of {name}": step for name, step in self.eval_steps.items()
         }
 
 
