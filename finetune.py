@@ -629,6 +629,7 @@ def report(tuning: Tuning, job: Job, result: Result) -> None:
             read_metrics(result.folder / "metrics.jsonl"),
             result.folder / "curves.png",
             [("without reading the text", "loss", floor(tuning))],
+            ("loss", tuning.config.task.metric),  # the one that chooses the checkpoint
         )
     if result.signal is not None:
         print(runs.stopped(result))

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from errors import UserError
 from training import costs, loop, parallel
 from training.checkpoints import Checkpoints, DamagedCheckpoint, load_params
-from training.metrics import MetricsWriter, draw_curves, read_metrics
+from training.metrics import MetricsWriter, averaged, draw_curves, read_metrics
 from training.step import TrainState, create_state, make_train_step
 
 TX = optax.adam(0.1)
@@ -436,6 +436,10 @@ def test_curves_are_a_picture(tmp_path):
     ] + [{"step": 2, "eval/loss": 3.5}]
     draw_curves(rows, tmp_path / "c.png", [("entropy", "loss", 4.0)])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    steps, values = averaged([*range(1, 102)], [1.0, 3.0] * 50 + [7.0])
+    assert (len(steps), steps[0], steps[-1]) == (34, 2, 100.5)
+    assert (values[0], values[-1]) == (5 / 3, 5)
+    assert averaged([], []) == ([], [])
 
 
 # Damaged checkpoints

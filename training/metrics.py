@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,10 +71,26 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < math.log(1e308) else math.inf
 
 
+AVERAGES = 50  # points of a training curve at most, each a mean of those logged
+
+
+def averaged(steps: list, values: list) -> tuple[list, list]:
+    """A curve of single batches as means of neighbouring points."""
+    size = -(-len(steps) // AVERAGES) or 1
+    groups = range(0, len(steps), size)
+    return (
+        [statistics.fmean(steps[first : first + size]) for first in groups],
+        [statistics.fmean(values[first : first + size]) for first in groups],
+    )
+
+
 def draw_curves(
-    rows: list[Row], target: Path, lines: Sequence[tuple[str, str, float]]
+    rows: list[Row],
+    target: Path,
+    lines: Sequence[tuple[str, str, float]],
+    metrics: Sequence[str] = ("loss",),
 ) -> None:
-    """Draws the loss, each metric that a line is of, learning rate and gradient norm.
+    """Draws some metrics, each that a line is of, learning rate and gradient norm.
 
     Args:
       lines: (name, metric, value) to compare with.
@@ -85,14 +102,17 @@ def draw_curves(
         found = [(row["step"], row[name]) for row in rows if name in row]
         return [step for step, _ in found], [value for _, value in found]
 
-    metrics = [*dict.fromkeys(["loss", *(metric for _, metric, _ in lines)])]
+    metrics = [*dict.fromkeys([*metrics, *(metric for _, metric, _ in lines)])]
     wide = 2 if len(metrics) < 4 else 3
     tall = -(-(len(metrics) + 1) // wide)
     figure = Figure(figsize=(5 * wide, 3.6 * tall), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(tall, wide, squeeze=False).reshape(-1)
     for metric, panel in zip(metrics, panels, strict=False):
-        panel.plot(*column(f"train/{metric}"), color="0.7", linewidth=1)
+        single = column(f"train/{metric}")
+        if single[0]:
+            panel.plot(*single, color="0.85", linewidth=1)
+            panel.plot(*averaged(*single), color="0.5", linewidth=1, label="training")
         panel.plot(*column(f"eval/{metric}"), color="C0", marker=".", label="held-out")
         own = [line for line in lines if line[1] == metric]
         for number, (name, _, value) in enumerate(own):
