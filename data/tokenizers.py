@@ -292,7 +292,8 @@ def load(path: str) -> Tokenizer:
             - ``vocab.json`` and ``merges.txt``, GPT-2's, or GPT-1's if pieces end in
               "</w>";
             - BERT's ``vocab.txt`` (or another ``.txt``), one piece a line, with BERT's
-              own rules. It counts as cased if a piece has an upper-case letter. Uncased
+              own rules. It counts as cased if a piece that is no special token (``[X]``
+              or ``<x>``) has an upper-case letter. Uncased
               means lower-casing, and stripping accents (BERT, tokenization.py) unless
               the vocabulary itself has letters with accents or whole Hangul syllables,
               which stripping would make unreachable.
@@ -355,7 +356,9 @@ def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
 
 
 def _load_vocab_txt(path: Path, text: str) -> JsonTokenizer:
-    pieces = [line.strip() for line in text.splitlines()]
+    # A piece may be a line separator (U+2028) or a no-break space.
+    lines = text.removeprefix("\ufeff").split("\n")
+    pieces = [line.strip(" \r") for line in lines]
     while pieces and not pieces[-1]:
         pieces.pop()
     if any("\t" in piece or piece.startswith("▁") for piece in pieces):
@@ -374,7 +377,7 @@ def _load_vocab_txt(path: Path, text: str) -> JsonTokenizer:
             f"tokenizer {path} has no line '[UNK]'; "
             "a WordPiece vocabulary needs a piece for unknown words"
         )
-    words = [piece for piece in pieces if not re.fullmatch(r"\[.*\]", piece)]
+    words = [piece for piece in pieces if not re.fullmatch(r"\[.*\]|<.*>", piece)]
     lowercase = all(word == word.lower() for word in words)
     normalizer = normalizers.BertNormalizer(
         lowercase=lowercase,
@@ -385,10 +388,15 @@ def _load_vocab_txt(path: Path, text: str) -> JsonTokenizer:
 
 
 def _has_accent(word: str) -> bool:
-    """Whether BERT's accent stripping, NFD less the marks, would change the word."""
+    """Whether a word has what accent stripping takes from Latin, Greek and Cyrillic
+    letters, or Hangul syllables, which it takes apart.
+
+    Marks of other scripts say nothing: a vocabulary learnt with stripping may hold the
+    letters that have them."""
     apart = unicodedata.normalize("NFD", word)
-    hangul = any("가" <= character <= "힣" for character in word)
-    return hangul or any(unicodedata.category(character) == "Mn" for character in apart)
+    return any("가" <= mark <= "힣" for mark in word) or any(
+        "\u0300" <= mark <= "\u036f" for mark in apart
+    )
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

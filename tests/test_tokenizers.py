@@ -320,6 +320,15 @@ def test_bert_rules_for_a_vocab_txt(tmp_path, text, ids):
     assert tokenizer.encode_batch([text])[0].tolist() == ids
 
 
+@pytest.mark.parametrize("first", ["", "\ufeff"])
+def test_a_vocab_txt_is_read_line_by_line_whatever_its_pieces(tmp_path, first):
+    """U+2028 and U+0085 are pieces, as in bert-base-chinese; a byte order mark none."""
+    pieces = ["[PAD]", "[UNK]", "\u2028", "\x85", "<S>", "[T]", "cafe", "ئ", "a"]
+    tokenizer = load(vocab_txt(tmp_path, [first + pieces[0], *pieces[1:]]))
+    assert tokenizer.pieces == pieces
+    assert tokenizer.encode_batch(["Café A"])[0].tolist() == [6, 8]
+
+
 def test_vocab_txt_interface(tmp_path):
     tokenizer = load(vocab_txt(tmp_path, VOCABULARY))
     assert tokenizer.pieces == [*VOCABULARY]
