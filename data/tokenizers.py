@@ -314,13 +314,13 @@ def load(path: str) -> Tokenizer:
     except json.JSONDecodeError as error:
         raise UserError(f"tokenizer {found} is not JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return JsonTokenizer(text)
+        return _with_prefix_space(found, JsonTokenizer(text))
     if found.name == "encoder_bpe_40000.json":
         return _load_gpt1(found, content, "vocab_40000.bpe")
     if found.name == "vocab.json":
         if any(piece.endswith("</w>") for piece in content):  # as Hugging Face has it
             return _load_gpt1(found, content, "merges.txt")
-        return _load_gpt2(found, content)
+        return _with_prefix_space(found, _load_gpt2(found, content))
     raise UserError(
         f"tokenizer {found} is JSON, but neither a tokenizer.json nor named as the "
         "vocabulary of GPT-1 (encoder_bpe_40000.json) or GPT-2 (vocab.json)"
@@ -397,6 +397,27 @@ def _has_accent(word: str) -> bool:
     return any("가" <= mark <= "힣" for mark in word) or any(
         "\u0300" <= mark <= "\u036f" for mark in apart
     )
+
+
+def _with_prefix_space(path: Path, tokenizer: JsonTokenizer) -> JsonTokenizer:
+    """A byte-level one that sets a space before a text, or does not, as the
+    `tokenizer_config.json` beside it says (RoBERTa's and BART's do)."""
+    config = path.with_name("tokenizer_config.json")
+    if not config.is_file():
+        return tokenizer
+    try:
+        asked = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"tokenizer {config} is not JSON: {error}") from error
+    content = json.loads(tokenizer.serialized)
+    first = content["pre_tokenizer"] or {"type": None}
+    if first["type"] != "ByteLevel" or not isinstance(asked, dict):
+        return tokenizer
+    wanted = asked.get("add_prefix_space", first["add_prefix_space"])
+    if wanted == first["add_prefix_space"]:
+        return tokenizer
+    first["add_prefix_space"] = wanted
+    return JsonTokenizer(json.dumps(content, ensure_ascii=False))
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

@@ -414,6 +414,26 @@ def test_gpt2_vocabulary(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("with_json", [False, True])
+def test_a_space_before_a_text_is_set_as_its_config_says(tmp_path, with_json):
+    pieces = ["l", "o", "w", "Ġ", "lo", "low", "Ġlow"]
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({p: i for i, p in enumerate(pieces)})
+    )
+    (tmp_path / "merges.txt").write_text("l o\nlo w\nĠ low\n")
+    plain = load(str(tmp_path))
+    if with_json:
+        plain.save(tmp_path)
+    for asked, ids in (({}, [5]), ({"add_prefix_space": True}, [6])):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(asked))
+        tokenizer = load(str(tmp_path))
+        assert tokenizer.encode_batch(["low"])[0].tolist() == ids
+        assert (tokenizer.fingerprint == plain.fingerprint) == (ids == [5])
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config.json is not JSON"):
+        load(str(tmp_path))
+
+
 def test_a_brought_tokenizer_json_is_neither_cut_nor_padded(tmp_path):
     library = train("byte_bpe").library
     library.enable_truncation(2)
