@@ -38,7 +38,7 @@ from models.family import Family
 from pretraining import PRETRAININGS
 from tasks import KINDS, packing, predictions, splits
 from tasks.auxiliary_lm import AuxiliaryLm, auxiliary_lm
-from tasks.encoding import Task, cut_report
+from tasks.encoding import Examples, Task, cut_report
 from tasks.record import Kind
 from tasks.splits import Splits
 from training import checkpoints, costs, loop, parallel, runs, step
@@ -244,6 +244,13 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
         print(f"{name}: {len(records[name])} examples; {cut}")
         if repeated := splits.repeated_id(records[name]):
             print(f"{name}: {repeated}")
+        unknown = unknown_share(origin.tokenizer, examples)
+        if unknown > tokenizers.UNKNOWN_SHARE:
+            print(
+                f"{name}: {unknown:.1%} of the pieces are unknown to the tokenizer: "
+                "begin from a run on such text, or from one that knows every byte "
+                "(data.tokenizer.algorithm=byte_bpe)"
+            )
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
@@ -255,6 +262,13 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
         )
     whole = ConfigDict(config.to_dict() | {"model": origin.model})
     return Tuning(whole, task, kind, origin, encoded, auxiliary)
+
+
+def unknown_share(tokenizer: Tokenizer, examples: Examples) -> float:
+    """Of the pieces of encoded texts, their frames among them."""
+    tokens = [example.arrays["tokens"] for example in examples.encoded]
+    pieces = np.concatenate(tokens)
+    return tokenizers.count_unknown(tokenizer, pieces) / len(pieces)
 
 
 def read_origin(
@@ -545,9 +559,7 @@ def write_results(
 def usual_causes(tuning: Tuning, steps: int) -> str:
     """Of a run that failed, and how it is with them here."""
     optim, data = tuning.config.optim, tuning.splits.examples["train"]
-    tokens = np.concatenate([example.arrays["tokens"] for example in data.encoded])
-    # No id is -1, which stands for a tokenizer without an unknown piece.
-    unknown = np.mean(tokens == tuning.origin.tokenizer.special_ids.get("unk", -1))
+    unknown = unknown_share(tuning.origin.tokenizer, data)
     return (
         f"  too few updates: {steps} in {optim.epochs:g} epochs; raise optim.epochs\n"
         f"  the rate: optim.learning_rate={optim.learning_rate:g}; try a third of it, "

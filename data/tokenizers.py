@@ -227,6 +227,9 @@ class SentencePieceTokenizer:
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
 
 
+UNKNOWN_SHARE = 0.01  # of pieces, above which it is told
+
+
 def count_unknown(tokenizer: Tokenizer, ids: Integer[np.ndarray, " N"]) -> int:
     """How many of the ids are the unknown piece; none where there is no such."""
     return int(np.count_nonzero(ids == tokenizer.special_ids.get("unk", -1)))

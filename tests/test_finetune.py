@@ -605,6 +605,18 @@ def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys):
     assert 0 <= unknown < 5
 
 
+def test_text_that_the_tokenizer_does_not_know_is_told(given, tmp_path, capsys):
+    config, path = short_config(given), tmp_path / "korean.tsv"
+    finetune.open_task(config, None)
+    assert "unknown" not in capsys.readouterr().out
+    rows = ["나쁜 영화\tnegative", "좋은 책\tpositive"] * 10
+    path.write_text("\n".join(["text\tlabel", *rows]), encoding="utf-8")
+    config.data.train = str(path)
+    finetune.open_task(config, None)
+    said = capsys.readouterr().out
+    assert "train: " in said and "% of the pieces are unknown to the tokenizer" in said
+
+
 def test_what_cannot_be_learnt_is_refused_before_anything_is_made(given, tmp_path):
     (tmp_path / "one.tsv").write_text("text\tlabel\n" + "the model\tmay\n" * 9)
     for changes, message in (

@@ -24,7 +24,6 @@ from tasks.record import Kind
 from training.checkpoints import load_params
 
 PRETRAINED_PRECISION = "float32"  # whatever it was trained in
-UNKNOWN_SHARE = 0.01  # of pieces that is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Run:
 
     def tell_unknown(self, unknown: int, pieces: int) -> None:
         """Says on stderr where many of the pieces of its texts are unknown to it."""
-        if unknown > UNKNOWN_SHARE * pieces:
+        if unknown > tokenizers.UNKNOWN_SHARE * pieces:
             print(
                 f"{unknown / pieces:.1%} of the pieces are unknown to the tokenizer of "
                 f"{self.folder}, and what is said of them means little: take a run "
