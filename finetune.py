@@ -38,7 +38,7 @@ from models.family import Family
 from pretraining import PRETRAININGS
 from tasks import KINDS, packing, predictions, splits
 from tasks.auxiliary_lm import AuxiliaryLm, auxiliary_lm
-from tasks.encoding import Examples, Task, cut_report
+from tasks.encoding import Examples, Task, cut_report, make_frame
 from tasks.record import Kind
 from tasks.splits import Splits
 from training import checkpoints, costs, loop, parallel, runs, step
@@ -236,8 +236,9 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     if why:
         raise UserError(why)
     origin = read_origin(config, task, records["train"], workdir)
+    frame = make_frame(origin.tokenizer, origin.model)
     encoded = splits.encode_all(
-        config.data, kind, task, origin.tokenizer, origin.family, records, labels
+        config.data, kind, task, origin.tokenizer, frame, records, labels
     )
     for name, examples in encoded.examples.items():
         cut = cut_report(examples, config.data.max_length)
@@ -254,7 +255,7 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
-            origin.family,
+            models.outputs_of(origin.model, new_heads=True),
             origin.tokenizer,
             per_sequence=config.objective.lm_per_sequence,
             mask_rate=config.objective.mask_rate,
@@ -322,7 +323,7 @@ def load_or_train_tokenizer(
         special_tokens=next(
             way.special_tokens
             for way in PRETRAININGS.values()
-            if {*way.outputs} <= {*models.family_of(config.model).outputs}
+            if {*way.outputs} <= models.outputs_of(config.model, new_heads=True)
         ),
     )
 

@@ -412,7 +412,8 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         del values["objective.short_seq_prob"], values["objective.random_next_rate"]
     later = {row.name: row.older for row in rows_of(values).values()}
     later = {name: [*x] if isinstance(x, tuple) else x for name, x in later.items()}
-    reads_first = FAMILIES[values[FAMILY.name]].frame.readout == "first"
+    frames = FAMILIES[values[FAMILY.name]].frames.values()
+    reads_first = all(frame.readout == "first" for frame in frames)
     if reads_first and "task.null_position" in later:  # there it is the same
         later["task.null_position"] = "readout"
     return {name: older for name, older in later.items() if older is not NEVER} | values

@@ -12,11 +12,15 @@ import numpy as np
 from flax import linen as nn
 
 from errors import UserError
-from models import bert, gpt
-from models.family import Family, Fields
+from models import bert, foreword, gpt
+from models.family import Family, Fields, TextFrame
 from models.transformer import VOCABULARY_MULTIPLE, padded_size
 
-FAMILIES: dict[str, Family] = {"bert": bert.FAMILY, "gpt": gpt.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    "gpt": gpt.FAMILY,
+    "foreword": foreword.FAMILY,
+}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -49,6 +53,10 @@ class Model:
             rngs={"dropout": dropout_key},
         )
 
+    def seeing(self, sides: str) -> "Model":
+        """The same model, of a family that can do either, seeing "left" or "both"."""
+        return dataclasses.replace(self, module=self.module.clone(sees=sides))
+
     def _read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.inputs if name in batch}
 
@@ -74,20 +82,40 @@ def build(fields: Fields, remat: str = "none", fused_attention: bool = False) ->
     return Model(module, family.inputs)
 
 
-def outputs_of(fields: Fields) -> set[str]:
-    """What the model with these fields can predict."""
+def sees(fields: Fields) -> str:
+    """What a position of the model with these fields sees, "left" or "both" sides."""
+    frames = family_of(fields).frames
+    return next(iter(frames)) if len(frames) == 1 else fields["sees"]
+
+
+def frame_of(fields: Fields) -> TextFrame:
+    """Of a task's text."""
+    return family_of(fields).frames[sees(fields)]
+
+
+def outputs_of(fields: Fields, new_heads: bool = False) -> set[str]:
+    """What the model with these fields can predict; with new heads what it could."""
     outputs = family_of(fields).outputs
     return {
         name
         for name, needed in outputs.items()
-        if all(fields[field] == value for field, value in needed.items())
+        if all(
+            fields[field] == value
+            for field, value in needed.items()
+            if not (new_heads and value is True)
+        )
     }
 
 
 def only_with(fields: Fields, outputs: tuple[str, ...]) -> dict[str, Any]:
     """The fields without the heads of pre-training, but for those of some outputs."""
     family = family_of(fields)
-    heads = {name: False for needed in family.outputs.values() for name in needed}
+    heads = {
+        name: False
+        for needed in family.outputs.values()
+        for name, value in needed.items()
+        if value is True
+    }
     for output in outputs:
         heads |= family.outputs[output]
     return {**fields, **heads}

@@ -245,12 +245,12 @@ def next_sentence_is_pooled(config: Any) -> str | None:
 FAMILY = Family(
     module=Bert,
     inputs=("tokens", "segment_ids", "positions", "token_types", "predict_positions"),
-    sees=("both",),
+    # BERT, section 3.2
+    frames={"both": TextFrame("cls", "sep", "sep", readout="first")},
     outputs={
         "masked_lm": {"masked_lm_head": True},
         "next_sentence": {"next_sentence_head": True, "pooler": True},
     },
-    frame=TextFrame("cls", "sep", "sep", readout="first"),  # BERT, section 3.2
     pooler=pooler,
     initializer=lambda model: model.kernel_init,
     vocabulary=(r"embeddings/token/embedding", r"masked_lm/bias"),

@@ -38,10 +38,9 @@ class Family:
         module: built from the fields of `model`, and dtype, remat, fused_attention; one
             that can continue a text has an `empty_cache`, see `models/gpt.py`.
         inputs: the arrays of a batch that it reads, as far as they are there.
-        sees: what a position sees, "left" or "both" sides; one that can do either has
-            both.
+        frames: of a task's text, by what a position sees, "left" or "both" sides; one
+            that can do either has a field `sees`.
         outputs: what it can predict, each with the fields that must be so.
-        frame: of a task's text.
         pooler: what a readout goes through before a task's layer: "base", its own
             pre-trained pooler, "new", a fresh one, or "none".
         initializer: of the kernels of a new head.
@@ -60,9 +59,8 @@ class Family:
 
     module: type[nn.Module]
     inputs: tuple[str, ...]
-    sees: tuple[str, ...]
-    outputs: Mapping[str, Mapping[str, bool]]
-    frame: TextFrame
+    frames: Mapping[str, TextFrame]
+    outputs: Mapping[str, Mapping[str, Any]]
     pooler: Callable[[Fields], str]
     initializer: Callable[[Any], Initializer]
     vocabulary: tuple[str, ...]

@@ -202,10 +202,9 @@ class Gpt(nn.Module):
 FAMILY = Family(
     module=Gpt,
     inputs=("tokens", "segment_ids", "positions"),
-    sees=("left",),
-    outputs={"causal_lm": {}},
     # GPT-1, section 3.3
-    frame=TextFrame("start", "delimiter", "extract", readout="last"),
+    frames={"left": TextFrame("start", "delimiter", "extract", readout="last")},
+    outputs={"causal_lm": {}},
     pooler=lambda _: "none",
     initializer=lambda model: normal(model.init_std),
     vocabulary=(r"embeddings/token/embedding",),

@@ -38,6 +38,7 @@ ACTIVATIONS = {
     "gelu_erf": gelu_erf,  # BERT of 2018
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # GPT, later BERT
     "relu": jax.nn.relu,
+    "relu_squared": lambda values: jnp.square(jax.nn.relu(values)),  # Primer
 }
 
 

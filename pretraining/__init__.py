@@ -59,14 +59,14 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
     import models  # and with it jax, which preparing needs not
 
     way, family = way_of(name), models.family_of(fields)
-    outputs = models.outputs_of(fields)
-    if _fits(way, family.sees, outputs):
+    sees, outputs = models.sees(fields), models.outputs_of(fields)
+    if _fits(way, [sees], outputs):
         return
     missing = [output for output in way.outputs if output not in outputs]
     lacks = f"predicts {' and '.join(missing)}"
-    if way.sees not in family.sees:
+    if way.sees != sees:
         lacks = f"sees {SIDES[way.sees]} of a position"
-    if _fits(way, family.sees, family.outputs):
+    if _fits(way, family.frames, family.outputs):
         needed = {}
         for output in missing:
             needed |= family.outputs[output]
@@ -81,12 +81,12 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
         ways_out = [
             f"model.family={other!r}"
             for other, record in models.FAMILIES.items()
-            if _fits(way, record.sees, record.outputs)
+            if _fits(way, record.frames, record.outputs)
         ]
     ways_out += [
         f"objective.name={other!r}"
         for other, record in PRETRAININGS.items()
-        if _fits(record, family.sees, outputs)
+        if _fits(record, [sees], outputs)
     ]
     raise UserError(
         f"objective.name={name!r} needs a model that {lacks}, which this one of "
@@ -94,5 +94,5 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
     )
 
 
-def _fits(way: Pretraining, sees: tuple[str, ...], outputs: Collection[str]) -> bool:
+def _fits(way: Pretraining, sees: Collection[str], outputs: Collection[str]) -> bool:
     return way.sees in sees and set(way.outputs) <= set(outputs)

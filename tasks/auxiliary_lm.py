@@ -8,7 +8,7 @@ sequence, or [B, P] of what is masked, with `masked_tokens` [B, T] and
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import grain
@@ -21,7 +21,6 @@ from data.masking import Masking
 from data.tokenizers import Tokenizer
 from data.windows import Batch, next_token_targets
 from errors import UserError
-from models.family import Family
 from models.transformer import Prediction, logits
 from objectives.cross_entropy import Sums, in_chunks, weighted_cross_entropy
 
@@ -47,31 +46,32 @@ class AuxiliaryLm:
 
 
 def auxiliary_lm(
-    family: Family,
+    outputs: Collection[str],
     tokenizer: Tokenizer,
     *,
     per_sequence: bool,
     mask_rate: float,
     longest_row: int,
 ) -> AuxiliaryLm:
-    """The language model that a family can have.
+    """The language model that a model can have.
 
     Args:
+        outputs: what it can predict.
         per_sequence: of the next token: see `with_sequence_weights`.
         mask_rate: of masked tokens: of those of a row.
         longest_row: T of the longest rows.
 
     Raises:
-        UserError: the family predicts neither.
+        UserError: it predicts neither.
     """
-    if "causal_lm" in family.outputs:
+    if "causal_lm" in outputs:
 
         def next_tokens(batches: grain.MapDataset, seed: int) -> grain.MapDataset:
             batches = batches.map(with_next_tokens)
             return batches.map(with_sequence_weights) if per_sequence else batches
 
         return AuxiliaryLm("causal_lm", False, next_tokens, causal_loss)
-    if "masked_lm" in family.outputs:
+    if "masked_lm" in outputs:
         masking = Masking(
             tokenizer,
             mask_rate=mask_rate,
@@ -86,8 +86,8 @@ def auxiliary_lm(
 
         return AuxiliaryLm("masked_lm", True, masked, masked_loss)
     raise UserError(
-        "objective.lm_weight is set, but a model of this family predicts no tokens "
-        f"(it has {', '.join(family.outputs) or 'no outputs'}): set it to 0"
+        "objective.lm_weight is set, but this model predicts no tokens "
+        f"(it has {', '.join(outputs) or 'no outputs'}): set it to 0"
     )
 
 

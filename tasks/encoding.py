@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
+import models
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.family import Family
+from models.family import Fields
 
 Slot = Mapping[str, np.ndarray | np.generic]
 Sequences = Sequence[dict[str, Shaped[np.ndarray, " _"]]]
@@ -146,13 +147,13 @@ class Frame:
         return (ends - 1).astype(np.int32)
 
 
-def make_frame(tokenizer: Tokenizer, family: Family) -> Frame:
-    """The frame of a family, in the ids of a tokenizer.
+def make_frame(tokenizer: Tokenizer, fields: Fields) -> Frame:
+    """The frame of the model with these fields, in the ids of a tokenizer.
 
     Raises:
         UserError: the tokenizer lacks some of its special tokens.
     """
-    frame, special = family.frame, tokenizer.special_ids
+    frame, special = models.frame_of(fields), tokenizer.special_ids
     roles = (frame.first, frame.between, frame.last)
     missing = {role for role in roles if role not in special}
     if missing:
@@ -165,8 +166,8 @@ def make_frame(tokenizer: Tokenizer, family: Family) -> Frame:
     return Frame(
         *(special[role] for role in roles),
         readout=frame.readout,
-        sees_both="both" in family.sees,
-        has_types="token_types" in family.inputs,
+        sees_both=models.sees(fields) == "both",
+        has_types="token_types" in models.family_of(fields).inputs,
     )
 
 

@@ -17,9 +17,8 @@ from data import labelled
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.family import Family
 from tasks import packing
-from tasks.encoding import Examples, Split, Task, field, in_order, make_frame
+from tasks.encoding import Examples, Frame, Split, Task, field, in_order
 from tasks.packing import RowShape
 from tasks.predictions import IDS
 from tasks.record import COLUMNS, Kind
@@ -118,7 +117,7 @@ def encode(
     records: list[Record],
     task: Task,
     tokenizer: Tokenizer,
-    family: Family,
+    frame: Frame,
     *,
     labels: tuple[str, ...],
     labelled: bool,
@@ -128,18 +127,17 @@ def encode(
 
     Args:
         records: see `labelled.read`.
-        family: of the model.
+        frame: of the model.
         labels: of `label_names` on the training split, whatever the split.
         labelled: False: the label column is not looked at and all weights are 0.
         max_length: of one sequence, special tokens included; what is cut each kind
             says.
 
     Raises:
-        UserError: special tokens that the tokenizer lacks; with file and line: a column
+        UserError: with file and line: a column
             that is missing, an empty text, a label that is not among `labels`, and
             whatever the kind cannot read.
     """
-    frame = make_frame(tokenizer, family)
     if max_length < MIN_LENGTH:
         raise UserError(f"max_length={max_length} must be at least {MIN_LENGTH}")
     split = Split(records, task, tokenizer, frame, labels, labelled, max_length)
@@ -272,11 +270,11 @@ def encode_all(
     kind: Kind,
     task: Task,
     tokenizer: Tokenizer,
-    family: Family,
+    frame: Frame,
     records: dict[str, list[Record]],
     labels: tuple[str, ...],
 ) -> Splits:
-    """The splits of `read`, for a model of the family; `data` is that of a config.
+    """The splits of `read`, for the model of a frame; `data` is that of a config.
 
     Raises:
         UserError: see `encode` and `packing.row_shape`.
@@ -287,7 +285,7 @@ def encode_all(
             mine,
             task,
             tokenizer,
-            family,
+            frame,
             labels=labels,
             labelled=has_labels(split, mine, task),
             max_length=data.max_length,

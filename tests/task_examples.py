@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import models
 from data import tokenizers
 from data.labelled import Record
 from tasks import KINDS, packing, splits
-from tasks.encoding import Task
+from tasks.encoding import Task, make_frame
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPECIAL += ["_start_", "_delimiter_", "_classify_"]
@@ -64,7 +63,7 @@ def encode(
         rows,
         dataclasses.replace(task, own=own),
         tokenizer,
-        models.FAMILIES[family],
+        make_frame(tokenizer, {"family": family}),
         **settings | changes,
     )
 

@@ -1,7 +1,5 @@
 """The auxiliary language model of fine-tuning: what it predicts, and its loss."""
 
-import dataclasses
-
 import grain
 import jax
 import numpy as np
@@ -46,7 +44,7 @@ def tokenizer(tmp_path_factory):
 
 def language_model(tokenizer, family, per_sequence=False):
     return auxiliary_lm.auxiliary_lm(
-        models.FAMILIES[family],
+        models.FAMILIES[family].outputs,
         tokenizer,
         per_sequence=per_sequence,
         mask_rate=0.5,
@@ -151,9 +149,11 @@ def test_the_loss_is_that_of_the_words(tokenizer, family, chunks):
 
 
 def test_a_family_that_predicts_no_tokens_has_none(tokenizer):
-    outputs = {"next_sentence": {"pooler": True}}
-    family = dataclasses.replace(models.FAMILIES["bert"], outputs=outputs)
     with pytest.raises(UserError, match=r"predicts no tokens \(it has next_sentence\)"):
         auxiliary_lm.auxiliary_lm(
-            family, tokenizer, per_sequence=False, mask_rate=0.15, longest_row=16
+            ["next_sentence"],
+            tokenizer,
+            per_sequence=False,
+            mask_rate=0.15,
+            longest_row=16,
         )

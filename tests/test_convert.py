@@ -791,7 +791,7 @@ def test_openai_release(tmp_path):
     np.testing.assert_array_equal(params["layer_0/feed_forward_norm/bias"], bias)
     fields = configs.read_config(tmp_path / "run").model
     assert (fields.num_heads, fields.table_dropout, fields.pre_norm) == (1, True, False)
-    make_frame(tokenizers.load(str(tmp_path / "run")), models.FAMILIES["gpt"])
+    make_frame(tokenizers.load(str(tmp_path / "run")), fields)
     (folder / "params_9.npy").unlink()
     with pytest.raises(UserError, match=r"params_9\.npy"):
         convert.import_model(str(folder), tmp_path / "again")

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
-from configs import bert_base, gpt2
+from configs import bert_base, foreword_masked, gpt2
 from errors import UserError
 from models.transformer import TINY, logits, padded_size
 from objectives.cross_entropy import weighted_cross_entropy
@@ -29,7 +29,11 @@ def quick_compilation():
 
 
 FAMILIES = [*models.FAMILIES]
-CONFIGS = {"bert": bert_base.get_config, "gpt": gpt2.get_config}
+CONFIGS = {
+    "bert": bert_base.get_config,
+    "foreword": foreword_masked.get_config,
+    "gpt": gpt2.get_config,
+}
 # Of a module's fields those that a config does not set in `model`, or not as they are.
 COMPUTATION = {"dtype", "remat", "fused_attention", "parent", "name"}
 
@@ -71,8 +75,10 @@ def test_records_name_only_what_there_is(name):
     parameters = inspect.signature(family.module.__call__).parameters
     assert parameters.keys() >= {*family.inputs, "dropout_rows"}
     assert family.inputs[0] == "tokens"
-    assert {*family.sees} <= {"left", "both"} and family.sees
-    assert family.frame.readout in ("first", "last")
+    assert {*family.frames} <= {"left", "both"} and family.frames
+    assert ("sees" in fields) == (len(family.frames) > 1)
+    for frame in family.frames.values():
+        assert frame.readout in ("first", "last")
     assert family.pooler(fields) in ("base", "new", "none")
     kernel = family.initializer(models.build(fields).module)(jax.random.key(0), (9, 9))
     assert kernel.shape == (9, 9)
@@ -82,7 +88,10 @@ def test_records_name_only_what_there_is(name):
 def test_outputs_are_those_that_the_model_gives(name):
     family = models.FAMILIES[name]
     batch = {"tokens": jnp.zeros((1, 4), jnp.int32)}
-    for outputs in [(), *((output,) for output in family.outputs), (*family.outputs,)]:
+    asked = [(), *((output,) for output in family.outputs)]
+    if len(family.frames) == 1:
+        asked.append((*family.outputs,))
+    for outputs in asked:
         fields = models.only_with(tiny_fields(name), outputs)
         model = models.build(fields)
         found = jax.eval_shape(
@@ -172,7 +181,7 @@ def random_model(name, vocab_size):
 
 
 def language(name):
-    return "causal_lm" if name == "gpt" else "masked_lm"
+    return "masked_lm" if "masked_lm" in models.FAMILIES[name].outputs else "causal_lm"
 
 
 def loss_of(name, model, batch, vocab_size=None):

@@ -25,7 +25,7 @@ from models.transformer import logits
 from objectives.cross_entropy import weighted_cross_entropy
 from tasks import KINDS, packing, splits
 from tasks.auxiliary_lm import auxiliary_lm
-from tasks.encoding import Task
+from tasks.encoding import Task, make_frame
 from training import loop, runs
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
@@ -117,7 +117,7 @@ def encoded(kind, family, tokenizer):
         records,
         task,
         tokenizer,
-        models.FAMILIES[family],
+        make_frame(tokenizer, {"family": family}),
         labels=splits.label_names(KINDS[kind], records, task),
         labelled=True,
         max_length=20,
@@ -127,7 +127,7 @@ def encoded(kind, family, tokenizer):
 def model_and_loss(kind, family, tokenizer, lm_weight):
     """Model, loss terms, and what adds the targets of the language model."""
     lm = auxiliary_lm(
-        models.FAMILIES[family],
+        models.FAMILIES[family].outputs,
         tokenizer,
         per_sequence=False,
         mask_rate=0.15,

@@ -11,10 +11,11 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
 import models
-from configs import bert_mini, gpt_mini
+from configs import bert_mini, foreword_masked, gpt_mini
 from errors import UserError
 from models.attention import Mask
 from models.bert import Bert
+from models.foreword import Foreword, Near, angles, rotated
 from models.gpt import Gpt
 from models.transformer import ACTIVATIONS, REMAT, Block, logits
 
@@ -68,6 +69,14 @@ BERT = DROPOUT | {
     "next_sentence_head": True,
 }
 
+FOREWORD = DROPOUT | {
+    "near_radius": 2,
+    "rotary_base": 100.0,
+    "activation": "relu_squared",
+    "norm_epsilon": 1e-6,
+    "init_std": 0.02,
+}
+
 
 def tiny_gpt(**changes):
     return Gpt(**(TINY_SIZES | GPT2 | changes))
@@ -77,12 +86,19 @@ def tiny_bert(**changes):
     return Bert(**(TINY_SIZES | BERT | changes))
 
 
+def tiny_foreword(**changes):
+    return Foreword(**(TINY_SIZES | FOREWORD | changes))
+
+
 MODELS = {
     "gpt1": tiny_gpt(**GPT1),
     "gpt2": tiny_gpt(),
     "bert": tiny_bert(),
+    "left": tiny_foreword(sees="left"),
+    "both": tiny_foreword(sees="both"),
 }
-CAUSAL = ["gpt1", "gpt2"]
+CAUSAL = ["gpt1", "gpt2", "left"]
+BOTH_SIDES = ["bert", "both"]
 
 
 def some_tokens(rows=2, length=LENGTH, vocab_size=50, seed=0):
@@ -119,8 +135,7 @@ def apply(model, params, *inputs, **named):
 
 
 def with_logits(model, output):
-    language = "masked_lm" if isinstance(model, Bert) else "causal_lm"
-    if language in output:
+    for language in {"masked_lm", "causal_lm"} & output.keys():
         scores = logits(output[language])
         output["logits"] = scores[..., : model.vocab_size]
     return output
@@ -327,7 +342,9 @@ def paths(params):
 
 
 def test_parameter_paths():
-    bert, gpt1, gpt2 = (paths(shapes(MODELS[name])) for name in ("bert", *CAUSAL))
+    bert, gpt1, gpt2 = (
+        paths(shapes(MODELS[name])) for name in ("bert", "gpt1", "gpt2")
+    )
     for path, shape in {
         "embeddings/token/embedding": (128, 16),  # padded
         "embeddings/position/embedding": (16, 16),
@@ -356,27 +373,26 @@ def test_parameter_paths():
 
 @functools.partial(jax.jit, static_argnums=0)
 def influence(model, params, tokens, segments, row, column):
-    """[B, T]: how strongly each position moves the logits at (row, column).
+    """[B, T]: how strongly each position moves the state at (row, column).
 
-    The position table gets one row for each (row, position) pair of the batch, so that
-    the gradient of the table tells the pairs apart.
+    Every position of the batch gets a word of its own, so that the gradient of the
+    word table tells them apart.
     """
-    positions = jnp.arange(tokens.size).reshape(tokens.shape)
-    table = params["embeddings"]["position"]["embedding"][: tokens.shape[1]]
-    direction = jax.random.normal(jax.random.key(9), (model.vocab_size,))
+    table = params["embeddings"]["token"]["embedding"]
+    table = table.at[: tokens.size].set(table[tokens.reshape(-1)])
+    direction = jax.random.normal(jax.random.key(9), (model.hidden_size,))
 
     def score(table):
-        embeddings = params["embeddings"] | {"position": {"embedding": table}}
-        scores = apply(
-            model.clone(max_positions=tokens.size),
+        embeddings = params["embeddings"] | {"token": {"embedding": table}}
+        hidden = apply(
+            model,
             params | {"embeddings": embeddings},
-            tokens,
+            jnp.arange(tokens.size).reshape(tokens.shape),
             segments,
-            positions,
-        )["logits"]
-        return scores[row, column] @ direction
+        )["hidden"]
+        return hidden[row, column] @ direction
 
-    gradient = jax.grad(score)(jnp.tile(table, (tokens.shape[0], 1)))
+    gradient = jax.grad(score)(table)[: tokens.size]
     return jnp.abs(gradient).max(-1).reshape(tokens.shape)
 
 
@@ -389,9 +405,10 @@ def test_causal_by_gradient(name):
     np.testing.assert_array_equal(moved[1], 0)
 
 
-def test_bert_sees_both_sides():
-    tokens, params = some_tokens(), random_params(MODELS["bert"])
-    moved = influence(MODELS["bert"], params, tokens, jnp.ones_like(tokens), 0, 4)
+@pytest.mark.parametrize("name", BOTH_SIDES)
+def test_both_sides_by_gradient(name):
+    tokens, params = some_tokens(), random_params(MODELS[name])
+    moved = influence(MODELS[name], params, tokens, jnp.ones_like(tokens), 0, 4)
     assert (moved[0] > 1e-4).all()
     np.testing.assert_array_equal(moved[1], 0)
 
@@ -470,14 +487,18 @@ def test_default_inputs(name):
         named["token_types"] = jnp.zeros_like(tokens)
     short = apply(model, params, tokens)["logits"]
     close(short, apply(model, params, tokens, **named)["logits"])
+    if name in ("left", "both"):  # positions matter by their distances
+        moved = named | {"positions": named["positions"] + 3}
+        close(short, apply(model, params, tokens, **moved)["logits"], 1e-4)
     for other in named:
         changed = named | {other: named[other].at[:, :4].add(1)}
         scores = apply(model, params, tokens, **changed)["logits"]
         assert np.abs(scores - short).max() > 1e-2, other
 
 
-def test_bert_predicts_at_the_named_positions():
-    model, tokens = MODELS["bert"], some_tokens()
+@pytest.mark.parametrize("name", BOTH_SIDES)
+def test_predictions_at_the_named_positions(name):
+    model, tokens = MODELS[name], some_tokens()
     params = random_params(model)
     predict = jnp.array([[3, 0, 7], [5, 5, 1]])
     everywhere = apply(model, params, tokens)["logits"]
@@ -525,9 +546,10 @@ def test_cached_logits_equal_uncached(name):
     assert output["cache"]["index"] == LENGTH
 
 
-def test_cached_prompts_of_unequal_length():
+@pytest.mark.parametrize("name", ["gpt2", "left"])
+def test_cached_prompts_of_unequal_length(name):
     """The shorter prompt is padded on the left, and continues as if it were alone."""
-    model, params = MODELS["gpt2"], random_params(MODELS["gpt2"])
+    model, params = MODELS[name], random_params(MODELS[name])
     long, short = some_tokens(1, 6), some_tokens(1, 4, seed=1)
     padded = jnp.concatenate([jnp.zeros((1, 2), jnp.int32), short], 1)
     tokens = jnp.concatenate([long, padded])
@@ -542,6 +564,63 @@ def test_cached_prompts_of_unequal_length():
     )["logits"]
     close(last[0, 0], apply(model, params, long)["logits"][0, -1])
     close(last[1, 0], apply(model, params, short)["logits"][0, -1])
+
+
+# --- The project's own family ------------------------------------------------
+
+
+def test_the_same_weights_serve_both_ways():
+    tokens, params = some_tokens(), random_params(MODELS["left"])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, random_params(MODELS["both"])
+    )
+    fields = FOREWORD | TINY_SIZES | {"family": "foreword", "precision": "float32"}
+    model = models.build(fields | {"sees": "both"})
+    seeing = model.seeing("left").apply(params, {"tokens": tokens})
+    expected = apply(MODELS["left"], params, tokens)["logits"]
+    close(logits(seeing["causal_lm"])[..., :50], expected)
+    assert "causal_lm" not in model.apply(params, {"tokens": tokens})
+
+
+def test_positions_turn_by_hand():
+    """Complex numbers turned by e^(i p b^(-2j/K)), as RoFormer has it."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    positions = np.array([[0, 1, 2, 3, 4], [7, 0, 1, 100, 3]])
+    numbers = vectors[..., :4] + 1j * vectors[..., 4:]
+    rates = 100.0 ** (-2 * np.arange(4) / 8)
+    turned = numbers * np.exp(1j * positions[:, :, None, None] * rates)
+    found = rotated(jnp.asarray(vectors), angles(jnp.asarray(positions), 8, 100.0))
+    expected = np.concatenate([turned.real, turned.imag], axis=-1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_neighbours_by_hand():
+    """What they add stays within a document and, to the left, behind a word."""
+    hidden = np.random.default_rng(0).normal(size=(1, 6, 3)).astype(np.float32)
+    taps = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 2, 2, 0]])
+    for sees, offsets in (("left", (-2, -1, 0)), ("both", (-2, -1, 0, 1, 2))):
+        model = tiny_foreword(sees=sees)
+        tokens = jnp.zeros((1, 6), jnp.int32)
+        is_own = model._neighbours(tokens, jnp.asarray(segments), None)
+        params, before = {"params": {"kernel": taps}}, jnp.zeros((1, 2, 3))
+        found = Near(2, 0.1).apply(params, jnp.asarray(hidden), before, is_own)
+        expected = hidden.copy()
+        for place in range(5):
+            for offset in offsets:
+                other = place + offset
+                if 0 <= other < 5 and segments[0, other] == segments[0, place]:
+                    expected[0, place] += taps[offset + 2] * hidden[0, other]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_neighbours_there_is_no_convolution():
+    model = tiny_foreword(sees="left", near_radius=0)
+    assert "near" not in shapes(model)["layer_0"]
+    params, tokens = random_params(model), some_tokens()
+    cached = apply(model, params, tokens, cache=model.empty_cache(2, LENGTH))["logits"]
+    close(cached, apply(model, params, tokens)["logits"])
 
 
 # --- Numbers -----------------------------------------------------------------
@@ -648,7 +727,7 @@ def test_block_against_numpy(pre_norm, causal):
     close(ours, golden)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt1", "gpt2", "bert"])
 def test_whole_model_against_numpy(name):
     """Embeddings, order of layers, final norm, heads and the tied table."""
     model, tokens = MODELS[name].clone(activation="gelu_erf"), some_tokens()
@@ -673,6 +752,51 @@ def test_whole_model_against_numpy(name):
         x = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
         x = numpy_norm(x, head["norm"], epsilon)
     golden = x @ words.T + (head["bias"][: len(words)] if name == "bert" else 0)
+    np.testing.assert_allclose(ours, golden, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sees", ["left", "both"])
+def test_foreword_against_numpy(sees):
+    """Written out word by word, in loops."""
+    model, tokens = MODELS[sees], some_tokens(1)
+    ours = apply(model, random_params(model), tokens)["logits"][0]
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), random_params(model)
+    )
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale["scale"]
+
+    def turned(x):  # [T, H, 8]
+        numbers = x[..., :4] + 1j * x[..., 4:]
+        angle = np.arange(LENGTH)[:, None] * 100.0 ** (-np.arange(4) / 4)
+        numbers = numbers * np.exp(1j * angle[:, None])
+        return np.concatenate([numbers.real, numbers.imag], axis=-1)
+
+    words = params["embeddings"]["token"]["embedding"][:50]
+    x = norm(words[np.asarray(tokens[0])], params["embeddings"]["norm"])
+    for i in range(2):
+        layer = params[f"layer_{i}"]
+        attention, taps = layer["attention"], layer["near"]["kernel"]
+        normed = norm(x, layer["attention_norm"])
+        seen = normed.copy()
+        for place in range(LENGTH):
+            for offset in (-2, -1, 0) if sees == "left" else (-2, -1, 0, 1, 2):
+                if 0 <= place + offset < LENGTH:
+                    seen[place] += taps[offset + 2] * normed[place + offset]
+        every = (seen @ attention["query_key_value"]["kernel"]).reshape(-1, 2, 3, 8)
+        query = turned(norm(every[:, :, 0], attention["query_norm"]))
+        key = turned(norm(every[:, :, 1], attention["key_norm"]))
+        scores = np.einsum("thk,shk->hts", query, key) / np.sqrt(8)
+        if sees == "left":
+            scores = np.where(np.tri(LENGTH), scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        attended = np.einsum("hts,shk->thk", shares, every[:, :, 2])
+        x = x + attended.reshape(LENGTH, -1) @ attention["output"]["kernel"]
+        inner = norm(x, layer["feed_forward_norm"]) @ layer["up"]["kernel"]
+        x = x + np.maximum(inner, 0) ** 2 @ layer["down"]["kernel"]
+    golden = norm(x, params["final_norm"]) @ words.T + params["word_head"]["bias"][:50]
     np.testing.assert_allclose(ours, golden, rtol=1e-4, atol=1e-4)
 
 
@@ -787,7 +911,7 @@ def test_dropout_sites(name, monkeypatch):
         calls.append((rate, values.shape, rows is None, jax.random.key_data(key)))
         return values
 
-    for module in ("attention", "transformer", "gpt", "bert"):
+    for module in ("attention", "transformer", "gpt", "bert", "foreword"):
         monkeypatch.setattr(f"models.{module}.dropout", record)
 
     @jax.jit
@@ -859,9 +983,11 @@ def test_bfloat16_matmuls_keep_float32_where_it_counts(name):
 
     def scores(params):
         output = half.apply({"params": params}, tokens)
-        if name == "bert":
-            return logits(output["masked_lm"]), logits(output["next_sentence"])
-        return logits(output["causal_lm"])
+        return [
+            logits(output[one])
+            for one in ("masked_lm", "causal_lm", "next_sentence")
+            if one in output
+        ]
 
     program = jax.make_jaxpr(scores)(params)
     operands = list(operand_types(program.jaxpr))
@@ -894,9 +1020,10 @@ def test_mistakes_are_named():
         tiny_gpt(hiden_size=3)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt"])
+@pytest.mark.parametrize("family", [*models.FAMILIES])
 def test_recomputing_changes_memory_not_gradients(family, capsys):
-    fields = (bert_mini if family == "bert" else gpt_mini).get_config("tiny").model
+    minis = {"bert": bert_mini, "gpt": gpt_mini, "foreword": foreword_masked}
+    fields = minis[family].get_config("tiny").model
     fields = fields.to_dict() | {"residual_dropout": 0.2, "attention_dropout": 0.2}
     fields |= {"precision": "float32"}
     tokens = jnp.arange(16).reshape(2, 8)
@@ -908,7 +1035,7 @@ def test_recomputing_changes_memory_not_gradients(family, capsys):
 
         def loss(params, model=model):
             out = model.apply(params, {"tokens": tokens}, key)
-            language = "masked_lm" if family == "bert" else "causal_lm"
+            language = "causal_lm" if family == "gpt" else "masked_lm"
             return (logits(out[language]) ** 2).mean()
 
         results.append((params, jax.jit(jax.value_and_grad(loss))(params)))

@@ -1024,14 +1024,15 @@ GPT_MODEL = {"family": "gpt"}
             "causal_lm",
             BERT_MODEL,
             "sees the left side alone.*model.family='bert' does not: set "
-            "model.family='gpt', or objective.name='masked_lm', or "
+            "model.family='gpt', or model.family='foreword', or "
+            "objective.name='masked_lm', or "
             "objective.name='next_sentence'$",
         ),
         (
             "masked_lm",
             GPT_MODEL,
             "sees both sides.*model.family='gpt' does not: set model.family='bert', or "
-            "objective.name='causal_lm'$",
+            "model.family='foreword', or objective.name='causal_lm'$",
         ),
         ("next_sentence", GPT_MODEL, "sees both sides.*set model.family='bert'"),
     ],
@@ -1045,11 +1046,12 @@ def test_what_a_position_sees_counts_as_well(monkeypatch):
     """A family that sees both sides and yet has an output for the next token."""
     seeing = dataclasses.replace(models.FAMILIES["bert"], outputs={"causal_lm": {}})
     monkeypatch.setitem(models.FAMILIES, "seeing", seeing)
-    with pytest.raises(UserError, match=r"sees the left side alone.*set .*'gpt'$"):
+    with pytest.raises(UserError, match=r"sees the left side alone.*set .*'gpt', or"):
         check_model("causal_lm", {"family": "seeing"})
-    either = dataclasses.replace(seeing, sees=("left", "both"))
-    monkeypatch.setitem(models.FAMILIES, "seeing", either)
-    check_model("causal_lm", {"family": "seeing"})
+    check_model("causal_lm", {"family": "foreword", "sees": "left"})
+    check_model("masked_lm", {"family": "foreword", "sees": "both"})
+    with pytest.raises(UserError, match=r"sees the left side .*set model.sees=left"):
+        check_model("causal_lm", {"family": "foreword", "sees": "both"})
 
 
 def test_models_that_can_be_trained_in_a_way():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+import models
 from data import inputs
 from data.tokenizers import count_unknown
 from errors import UserError
@@ -23,10 +24,10 @@ POOLINGS = ("mean", "first", "last")
 
 def text_frame(run: Run) -> tuple[list[int], list[int]]:
     """The tokens before and after a text: as in the task, or as in pre-training."""
-    if run.task is None and "both" not in run.family.sees:
+    if run.task is None and models.sees(run.config.model) == "left":
         start = run.way.framing(run.tokenizer).document_start
         return ([] if start is None else [start]), []
-    frame = make_frame(run.tokenizer, run.family)
+    frame = make_frame(run.tokenizer, run.config.model)
     return [frame.first], [frame.last]
 
 

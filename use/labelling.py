@@ -16,7 +16,7 @@ from data.tokenizers import count_unknown
 from errors import UserError
 from models import Model
 from tasks import packing, predictions, splits
-from tasks.encoding import Examples, Task, cut_report
+from tasks.encoding import Examples, Task, cut_report, make_frame
 from use.run import Run
 
 
@@ -106,7 +106,7 @@ def encode_chunk(
         records,
         task,
         run.tokenizer,
-        run.family,
+        make_frame(run.tokenizer, run.config.model),
         labels=run.labels,
         labelled=labelled,
         max_length=run.config.data.max_length,

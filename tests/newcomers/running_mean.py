@@ -41,9 +41,8 @@ class RunningMean(nn.Module):
 FAMILY = Family(
     module=RunningMean,
     inputs=("tokens", "segment_ids"),
-    sees=("left",),
+    frames={"left": TextFrame("start", "delimiter", "extract", readout="last")},
     outputs={"causal_lm": {}},
-    frame=TextFrame("start", "delimiter", "extract", readout="last"),
     pooler=lambda _: "none",
     initializer=lambda _: normal(0.1),
     vocabulary=(r"token/embedding",),
