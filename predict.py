@@ -67,6 +67,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help=f"at most so many; of a text longer than the model's positions it reads "
         f"the end [{MAX_TOKENS}, or fewer, as they fit the model]",
     )
+    generation.add_argument(
+        "--parallel", type=int, help="words filled in at once (masked diffusion) [1]"
+    )
     for name, kind, value, text in (
         ("samples", int, 1, "so many continuations"),
         (
@@ -192,6 +195,7 @@ def generate_command(run: Run, arguments: argparse.Namespace) -> None:
         run,
         arguments.prompt,
         max_tokens=arguments.max_tokens,
+        parallel=arguments.parallel,
         samples=arguments.samples,
         temperature=arguments.temperature,
         top_k=arguments.top_k,

@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "sees": "both",
             "precision": "float32",  # a CPU has nothing faster
             "vocab_size": 4096,
-            "max_positions": 512,  # no table: what it is used on at most
+            "max_positions": 128,  # without a table: what it is used on at most
             "num_layers": 6,
             "num_heads": 4,
             "head_dim": 32,

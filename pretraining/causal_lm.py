@@ -14,10 +14,9 @@ from data.shards import Framing, Shards
 from data.tokenizers import GPT_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits, check_text, next_token_targets, read
 from pretraining.counts import Ngrams, rows_as_stream, stream_of
-from pretraining.language_model import long_enough, perplexity, word_loss
+from pretraining.language_model import BITS, long_enough, perplexity, word_loss
 from pretraining.record import HeldOut, Line, Objective, Pretraining
 
-BITS = "bits_per_byte"
 NGRAMS = {"unigram": 1, "bigram": 2, "5-gram": 5}
 
 

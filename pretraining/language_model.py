@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from training.step import Term
 
 MIN_SEQUENCE_LENGTH = 8
+BITS = "bits_per_byte"
 
 
 def word_loss(prediction: "Prediction", batch: dict, logit_chunks: int) -> "Term":

@@ -169,25 +169,42 @@ def lines(
     held_out: HeldOut,
     loss: str = "loss",
 ) -> tuple[Line, ...]:
-    """At the hidden places frequencies, and both neighbours; and for the loss of that
-    name frequencies, where what is shown may be kept."""
-    shares = frequencies(train.unigram_counts)
-    shares[[*tokenizer.special_ids.values()]] = 0  # never hidden
-    shares /= shares.sum()
-    hidden = [*held_out.measured["masked"]]
-    targets = [batch["targets"][batch["weights"] > 0] for batch in hidden]
-    by_frequency = -np.log(shares[np.concatenate(targets)])
-    model = Neighbours(stream_of(train.tokens, train.documents), shares)
-    nats, accuracy = neighbours_score(model, hidden, tokenizer.special_ids["mask"])
+    """At the hidden places of the measure, and for the loss of that name frequencies,
+    where what is shown may be kept."""
+    shares = word_shares(tokenizer, train)
     masking = make_masking(objective, tokenizer)
     shown = np.concatenate(
         [frequency_losses(shares, masking, batch) for batch in held_out.batches]
     )
     return (
+        *measured_lines(tokenizer, train, held_out, shares),
+        Line("frequencies", loss, float(shown.mean())),
+    )
+
+
+def word_shares(tokenizer: Tokenizer, train: Shards) -> Float64[np.ndarray, " V"]:
+    """The frequencies of what can be hidden."""
+    shares = frequencies(train.unigram_counts)
+    shares[[*tokenizer.special_ids.values()]] = 0
+    return shares / shares.sum()
+
+
+def measured_lines(
+    tokenizer: Tokenizer,
+    train: Shards,
+    held_out: HeldOut,
+    shares: Float64[np.ndarray, " V"],
+) -> tuple[Line, ...]:
+    """At the hidden places frequencies, and both neighbours."""
+    hidden = [*held_out.measured["masked"]]
+    targets = [batch["targets"][batch["weights"] > 0] for batch in hidden]
+    by_frequency = -np.log(shares[np.concatenate(targets)])
+    model = Neighbours(stream_of(train.tokens, train.documents), shares)
+    nats, accuracy = neighbours_score(model, hidden, tokenizer.special_ids["mask"])
+    return (
         Line("frequencies", "masked_loss", float(by_frequency.mean())),
         Line("both neighbours", "masked_loss", nats),
         Line("both neighbours", "masked_accuracy", accuracy),
-        Line("frequencies", loss, float(shown.mean())),
     )
 
 

@@ -163,7 +163,7 @@ def test_no_setting_is_dead():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("objective.name", "electra", "must be one of causal_lm, masked_lm, next_sent"),
+        ("objective.name", "electra", "must be one of causal_lm, masked_lm, masked_d"),
         ("model.family", "bart", "must be one of bert, gpt"),
         ("model.precision", "float16", "must be one of float32, bfloat16"),
         ("model.activation", "silu", "must be one of gelu_erf"),

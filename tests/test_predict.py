@@ -22,13 +22,13 @@ import models
 import predict
 import train
 import use
-from configs import bert_mini, gpt_mini
+from configs import bert_mini, foreword_masked, gpt_mini
 from configs.finetune import choice, glue, similarity, squad, tagging
 from data import cache, inputs, labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from models.transformer import logits
-from use import embedding, filling, generation
+from use import embedding, filling, generation, sampling, unmasking
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,7 +76,7 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 def drawn(**settings):
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
     keys = jax.random.split(jax.random.key(0), 4000)
-    tokens = jax.vmap(lambda key: generation.sample_token(LOGITS, key, **settings)[0])(
+    tokens = jax.vmap(lambda key: sampling.sample_token(LOGITS, key, **settings)[0])(
         keys
     )
     return np.bincount(tokens, minlength=4) / len(keys)
@@ -101,6 +101,41 @@ def test_sampling_follows_the_settings(settings, expected):
     shares = drawn(**settings)
     np.testing.assert_allclose(shares, expected, atol=0.03)
     assert (shares[np.asarray(expected) == 0] == 0).all()
+
+
+@pytest.mark.parametrize("parallel", [1, 3, 5])
+def test_unmasking_keeps_the_surest_of_all_masked_words(parallel):
+    """Written out, turn by turn; nothing banned is drawn."""
+    fields = foreword_masked.get_config("tiny").model.to_dict()
+    model = models.build(fields | {"vocab_size": 50, "init_std": 0.5})
+    prompt, mask, banned = np.array([[3, 1, 4], [1, 5, 9]]), 4, [4, 7]
+    params = model.init(jax.random.key(0), {"tokens": jnp.asarray(prompt)})
+    found = unmasking.unmask_tokens(
+        model,
+        params,
+        jnp.asarray(prompt),
+        jax.random.key(0),
+        num_tokens=5,
+        mask=mask,
+        parallel=parallel,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        banned=jnp.array(banned),
+    )
+    tokens = np.pad(prompt, ((0, 0), (0, 5)), constant_values=mask)
+    is_masked = np.arange(8)[None] >= np.array([[3], [3]])
+    apply = jax.jit(lambda tokens: model.apply(params, {"tokens": tokens})["masked_lm"])
+    while is_masked.any():
+        scores = np.array(logits(apply(jnp.asarray(tokens))))
+        scores[..., banned] = -np.inf
+        shares = np.asarray(jax.nn.softmax(scores, axis=-1))
+        for row in range(2):
+            order = np.argsort(-np.where(is_masked[row], shares[row].max(-1), -1))
+            for place in order[: min(parallel, is_masked[row].sum())]:
+                tokens[row, place] = shares[row, place].argmax()
+                is_masked[row, place] = False
+    np.testing.assert_array_equal(found, tokens[:, 3:])
 
 
 def test_greedy_generation_equals_recomputing_everything_without_a_cache():

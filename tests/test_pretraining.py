@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 import models
 from data import corpora, draws, shards, tokenizers, windows
@@ -276,6 +277,33 @@ def test_masking_statistics(many_predictions):
         assert (np.diff(used) > 0).all()
         rest = np.setdiff1d(np.arange(128), used)
         assert MASK not in batch["tokens"][number][rest]
+
+
+def test_diffusion_hides_any_number_of_words(shards_of, tokenizer, masked_framing):
+    """Evenly from one to all of a row's, each place alike; a row counts its words."""
+    stream = shards_of(random_documents(300, 12), masked_framing)
+    way = PRETRAININGS["masked_diffusion"]
+    examples = way.examples(ConfigDict(), tokenizer, 16)(stream)
+    plain = masked_examples(stream, tokenizer, 16).windows
+    indices = np.arange(len(examples)).repeat(20)
+    batch, before = rows(examples, indices), plain.rows(indices)
+    special = [*tokenizer.special_ids.values()]
+    is_word = (before["segment_ids"] > 0) & ~np.isin(before["tokens"], special)
+    words, hidden = is_word.sum(axis=1), (batch["weights"] > 0).sum(axis=1)
+    np.testing.assert_allclose(batch["weights"].sum(axis=1), words, rtol=1e-5)
+    assert (hidden >= 1).all() and (hidden <= words).all()
+    is_masked = batch["tokens"] == tokenizer.special_ids["mask"]
+    np.testing.assert_array_equal(is_masked.sum(axis=1), hidden)
+    assert (is_masked <= is_word).all()
+    for row in range(0, len(indices), 500):
+        np.testing.assert_array_equal(
+            original(row_of(batch, row)), before["tokens"][row]
+        )
+    common = words == np.bincount(words).argmax()
+    counts = np.bincount(hidden[common])[1:]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    share = is_masked[is_word].mean()
+    assert abs(share - ((words + 1) / 2).sum() / words.sum()) < 0.01
 
 
 def test_every_position_is_equally_likely(shards_of, tokenizer, masked_framing):
@@ -711,6 +739,9 @@ def all_examples(shards_of, tokenizer, masked_framing, pair_framing):
         "masked": masked_examples(
             shards_of(documents, masked_framing), tokenizer, 32, **BERT
         ),
+        "diffusion": PRETRAININGS["masked_diffusion"].examples(
+            ConfigDict(), tokenizer, 32
+        )(shards_of(documents, masked_framing)),
         "pairs": pair_examples(
             shards_of(documents, pair_framing),
             tokenizer,
@@ -720,7 +751,7 @@ def all_examples(shards_of, tokenizer, masked_framing, pair_framing):
     }
 
 
-@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+@pytest.mark.parametrize("objective", ["causal", "masked", "diffusion", "pairs"])
 def test_a_batch_is_a_function_of_seed_and_step(all_examples, objective):
     examples = all_examples[objective]
     batches = windows.training_batches(examples, batch_size=4, seed=7)
@@ -756,7 +787,7 @@ def test_epochs_are_new_orders_with_fresh_masks(all_examples):
     assert same < 0.2  # five of thirty positions agree by chance once in 140,000
 
 
-@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+@pytest.mark.parametrize("objective", ["causal", "masked", "diffusion", "pairs"])
 @pytest.mark.parametrize("host_count", [1, 2, 4])
 def test_hosts_share_the_global_batch(all_examples, objective, host_count):
     examples = all_examples[objective]
@@ -786,7 +817,7 @@ def joined(batches):
     }
 
 
-@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+@pytest.mark.parametrize("objective", ["causal", "masked", "diffusion", "pairs"])
 def test_evaluation_sees_every_example_once(all_examples, objective):
     examples = all_examples[objective]
     count = len(examples)
@@ -806,7 +837,7 @@ def test_evaluation_sees_every_example_once(all_examples, objective):
         assert (reference["next_sentence_weights"] == 1).all()
 
 
-@pytest.mark.parametrize("objective", ["causal", "masked", "pairs"])
+@pytest.mark.parametrize("objective", ["causal", "masked", "diffusion", "pairs"])
 def test_a_part_of_the_evaluation_is_made_as_in_the_whole(all_examples, objective):
     examples = all_examples[objective]
     count = len(examples)
@@ -1070,7 +1101,7 @@ def test_init_from_what_is_no_run(tmp_path):
 
 
 def test_unknown_ways_are_refused_with_those_there_are():
-    message = "'mased_lm' is no way.* causal_lm, masked_lm, next_sentence; .*masked_lm?"
+    message = "'mased_lm' is no way.* masked_lm, masked_diffusion, .*; .*masked_lm?"
     with pytest.raises(UserError, match=message):
         way_of("mased_lm")
     with pytest.raises(UserError, match=r"'' is no way to.*, next_sentence$"):
@@ -1120,7 +1151,7 @@ def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
             np.asarray(jax.nn.log_softmax(scores)), targets[..., None], axis=-1
         )
         np.testing.assert_allclose(loss, -(right[..., 0] * weights).sum(), rtol=1e-5)
-        assert weight == weights.sum() > 0
+        assert float(weight) == pytest.approx(float(weights.sum())) > 0
 
 
 def test_evaluations(shards_of):

@@ -1,4 +1,4 @@
-"""Continuing a text, token by token."""
+"""Continuing a text: token by token, or by filling in masked words."""
 
 import sys
 from collections.abc import Callable
@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from data.tokenizers import Tokenizer, count_unknown
 from errors import UserError
 from models import Model
 from models.transformer import logits
 from use.run import Run
+from use.sampling import sample_token
+from use.unmasking import unmask_tokens
 
 MAX_TOKENS = 100
 
@@ -24,6 +26,7 @@ def generate(
     prompt: str,
     *,
     max_tokens: int | None = None,
+    parallel: int | None = None,
     samples: int = 1,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -35,6 +38,7 @@ def generate(
     Args:
         max_tokens: at most so many; None: up to `MAX_TOKENS`, as the model has
             positions. Of what has more of them than the model only the end is read.
+        parallel: words filled in at once, by a run that fills in masked words [1].
         temperature: 0 takes the most probable token each time.
         top_k: draws among so many; 0 among all.
         top_p: draws among the most probable ones whose share reaches it.
@@ -44,6 +48,7 @@ def generate(
     """
     for name, value, fine in (
         ("max_tokens", max_tokens, max_tokens is None or max_tokens >= 1),
+        ("parallel", parallel, parallel is None or parallel >= 1),
         ("samples", samples, samples >= 1),
         ("temperature", temperature, temperature >= 0),
         ("top_k", top_k, top_k >= 0),
@@ -52,7 +57,13 @@ def generate(
         if not fine:
             raise UserError(f"--{name}={value} is out of range: see generate --help")
     run.check("generate")
-    if not hasattr(run.model.module, "empty_cache"):
+    fills_in = run.way.sees == "both"
+    if parallel is not None and not fills_in:
+        raise UserError(
+            "--parallel is for a run of objective.name='masked_diffusion', and "
+            f"{run.folder} reads from left to right, a word at a time: remove it"
+        )
+    if not fills_in and not hasattr(run.model.module, "empty_cache"):
         raise UserError(
             f"generate needs a model that keeps what it has read, and one of "
             f"model.family={run.config.model.family!r} does not: use predict.py embed"
@@ -71,6 +82,11 @@ def generate(
     room = limit - len(ids)
     if max_tokens is None:
         max_tokens = min(MAX_TOKENS, room) if room > 0 else MAX_TOKENS
+    if max_tokens > room and fills_in:
+        raise UserError(
+            f"the model has {limit} positions, but the prompt {len(ids)} tokens, and "
+            f"--max_tokens={max_tokens} are to follow: ask for at most {max(room, 0)}"
+        )
     if max_tokens > room:
         print(
             f"the model has {limit} positions, but the prompt {len(ids)} tokens, and "
@@ -80,22 +96,35 @@ def generate(
     end = tokenizer.special_ids.get("end_of_text")
     never = [i for i in tokenizer.special_ids.values() if i != end]
     never += range(tokenizer.vocab_size, run.config.model.vocab_size)
-    drawn = generate_windows(
-        partial(
-            generate_tokens,
-            run.model,
-            run.params,
-            temperature=temperature,
-            top_k=min(top_k, tokenizer.vocab_size),
-            top_p=top_p,
-            banned=np.array(never, np.int32),
-        ),
-        np.tile(ids, (samples, 1)),
-        jax.random.key(seed),
-        num_tokens=max_tokens,
-        limit=limit,
-        end=end,
-    )
+    ways = {
+        "temperature": temperature,
+        "top_k": min(top_k, tokenizer.vocab_size),
+        "top_p": top_p,
+        "banned": np.array(never, np.int32),
+    }
+    prompts, key = np.tile(ids, (samples, 1)), jax.random.key(seed)
+    if fills_in:
+        drawn = np.asarray(
+            unmask_tokens(
+                run.model,
+                run.params,
+                prompts,
+                key,
+                num_tokens=max_tokens,
+                mask=tokenizer.special_ids["mask"],
+                parallel=parallel or 1,
+                **ways,
+            )
+        )
+    else:
+        drawn = generate_windows(
+            partial(generate_tokens, run.model, run.params, **ways),
+            prompts,
+            key,
+            num_tokens=max_tokens,
+            limit=limit,
+            end=end,
+        )
     texts = []
     for sample in drawn:
         stops = np.flatnonzero(sample == end)
@@ -182,30 +211,3 @@ def generate_tokens(
 
     keys = jax.random.split(key, num_tokens)
     return jax.lax.scan(draw, scores_of(prompt, cache), keys)[1].T
-
-
-def sample_token(
-    logits: Float[Array, "B V"],
-    key: Any,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Int[Array, " B"]:
-    """One token a row: greedy at temperature 0, else drawn from the kept ones.
-
-    `top_k` keeps the k most probable; `top_p` keeps the most probable ones whose share
-    first reaches p (Holtzman et al. 2020, 3.1). 0 and 1 keep all.
-    """
-    if temperature == 0:
-        return jnp.argmax(logits, axis=-1)
-    logits = logits / temperature
-    if top_k:
-        kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        shares = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(shares, axis=-1) - shares
-        last = jnp.where(before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
-        logits = jnp.where(logits < last, -jnp.inf, logits)
-    return jax.random.categorical(key, logits, axis=-1)
