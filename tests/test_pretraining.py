@@ -1151,7 +1151,7 @@ def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
             np.asarray(jax.nn.log_softmax(scores)), targets[..., None], axis=-1
         )
         np.testing.assert_allclose(loss, -(right[..., 0] * weights).sum(), rtol=1e-5)
-        assert float(weight) == pytest.approx(float(weights.sum())) > 0
+        assert 0 < float(weight) == pytest.approx(float(weights.sum()))
 
 
 def test_evaluations(shards_of):
