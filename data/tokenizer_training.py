@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from data.tokenizers import (
     ACCENTS,
@@ -28,7 +28,20 @@ from data.tokenizers import (
 )
 from errors import UserError
 
-ALGORITHMS = ("wordpiece", "byte_bpe", "sentencepiece_unigram", "sentencepiece_bpe")
+# What is not learnt: a text's parts as they are, between spaces or by characters.
+COUNTED = {
+    "symbols": pre_tokenizers.WhitespaceSplit(),
+    "characters": pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated"),
+}
+# What stands between the library's white space; Python's \\s has some more.
+SYMBOL = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+ALGORITHMS = (
+    "wordpiece",
+    "byte_bpe",
+    "sentencepiece_unigram",
+    "sentencepiece_bpe",
+    *COUNTED,
+)
 UNICODE_FORMS = ("none", "NFC", "NFKC")
 FORMAT_VERSION = 1  # to be raised whenever what is learnt from a text changes
 
@@ -59,12 +72,14 @@ def train(
             any text (from bytes where need be), so nothing is unknown to them.
             "wordpiece" splits words at white space and punctuation as BERT does, with
             CJK ideographs standing alone, and drops control characters; a word with a
-            character that the sample lacks is unknown.
+            character that the sample lacks is unknown. "symbols", which stand between
+            spaces (ids of items, pixels), and "characters" (of molecules) are counted
+            in all of the text; "<unk>" stands for the rarest where there are too many.
         vocab_size: number of ids, specials included. A text too small to fill it gives
             a smaller vocabulary, and a printed note.
         lowercase, strip_accents, unicode_form: see the head of this file.
-        special_tokens: get the first ids, in this order. SentencePiece adds "<unk>"
-            after them where no token has the role of the unknown.
+        special_tokens: get the first ids, in this order. SentencePiece, symbols and
+            characters add "<unk>" after them where none has the role of the unknown.
         sample_bytes: how much UTF-8 text to learn from at most.
 
     Raises:
@@ -79,6 +94,9 @@ def train(
             f"tokenizer unicode_form {unicode_form!r}: must be one of "
             f"{', '.join(UNICODE_FORMS)} (NFD and NFKD take Hangul syllables apart)"
         )
+    steps = _normalization_steps(lowercase, strip_accents, unicode_form)
+    if algorithm in COUNTED:
+        return _count(documents, vocab_size, steps, special_tokens, algorithm)
     sample = _sample(documents, sample_bytes)
     if not sample:
         raise UserError(
@@ -86,10 +104,8 @@ def train(
             f"(sample_bytes is {sample_bytes:,})"
         )
     if algorithm == "wordpiece":
-        steps = _normalization_steps(lowercase, strip_accents, unicode_form)
         tokenizer = _train_wordpiece(sample, vocab_size, steps, special_tokens)
     elif algorithm == "byte_bpe":
-        steps = _normalization_steps(lowercase, strip_accents, unicode_form)
         tokenizer = _train_byte_bpe(sample, vocab_size, steps, special_tokens)
     else:
         rules = _normalization_rules(lowercase, strip_accents, unicode_form)
@@ -268,6 +284,58 @@ def _train_byte_bpe(
         show_progress=False,
     )
     tokenizer.train_from_iterator(sample, trainer)
+    return JsonTokenizer(tokenizer.to_str())
+
+
+def _count(
+    documents: Iterable[str],
+    vocab_size: int,
+    steps: list[normalizers.Normalizer],
+    special_tokens: tuple[str, ...],
+    algorithm: str,
+) -> JsonTokenizer:
+    """A vocabulary of what stands in the text, the most frequent first."""
+    unknown = "[UNK]" if "[UNK]" in special_tokens else "<unk>"
+    special = [*dict.fromkeys([*special_tokens, unknown])]
+    normalizer = normalizers.Sequence(steps)
+    counts: collections.Counter[str] = collections.Counter()
+    for document in documents:
+        text = normalizer.normalize_str(document)
+        counts.update(text if algorithm == "characters" else re.findall(SYMBOL, text))
+    if not counts:
+        raise UserError("the corpus holds no text to take a vocabulary from")
+    own = sorted(counts.keys() - {*special}, key=lambda one: (-counts[one], one))
+    room = vocab_size - len(special)
+    if room < 1:
+        raise UserError(
+            f"vocab_size {vocab_size} is too small for {algorithm}: there are "
+            f"{len(special)} special tokens; the text's {algorithm} make "
+            f"{len(special) + len(own):,}"
+        )
+    print(f"the text has {len(own):,} {algorithm}", end="")
+    rare = sum(counts[one] for one in own[room:])
+    share = rare / counts.total()
+    print(
+        f"; the vocab_size of {vocab_size:,} keeps {room:,}, and {share:.2%} of the "
+        f"text is unknown (all: {len(special) + len(own):,})"
+        if rare
+        else f", with special tokens {len(special) + len(own):,} pieces"
+    )
+    pieces = [*special, *own[:room]]
+    model = models.WordLevel(
+        {piece: index for index, piece in enumerate(pieces)}, unk_token=unknown
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    if algorithm == "symbols":  # one that is written as a special token is none
+        written = "|".join(re.escape(token) for token in special)
+        alone = tokenizers.Regex(rf"(?<!\S)({written})(?!\S)")
+        steps = [*steps, normalizers.Replace(alone, unknown)]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = COUNTED[algorithm]
+    if algorithm == "characters":
+        tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
     return JsonTokenizer(tokenizer.to_str())
 
 

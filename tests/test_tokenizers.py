@@ -69,7 +69,7 @@ def test_round_trip(trained, script):
 
 @pytest.mark.parametrize("text", ["two\n\nlines,  and\ta tab ", " 日本😀 unseen: ж ʘ"])
 def test_all_but_wordpiece_spell_any_text(trained, text):
-    if "WordPiece" not in str(trained.serialized):
+    if not re.search("WordPiece|WordLevel", str(trained.serialized)):
         assert trained.decode(trained.encode_batch([text])[0]) == text
 
 
@@ -241,10 +241,36 @@ def test_sample_is_even_bounded_and_deterministic():
 
 
 def test_too_little_text_gives_a_smaller_vocabulary_and_a_note(capsys):
-    for algorithm in tokenizer_training.ALGORITHMS:
+    for algorithm in {*tokenizer_training.ALGORITHMS} - {*tokenizer_training.COUNTED}:
         tokenizer = train(algorithm, [ENGLISH], vocab_size=5_000)
         assert 50 < tokenizer.vocab_size < 1_000
         assert f"gives {tokenizer.vocab_size} pieces" in capsys.readouterr().out
+
+
+def test_symbols_are_what_stands_between_spaces(capsys):
+    tokenizer = train("symbols", ["b a\u3000b\n12\x1c3", "a b C"])
+    assert tokenizer.pieces[5:] == ["b", "a", "12\x1c3", "C"]
+    (ids,) = tokenizer.encode_batch([" C  a\nnever 12\x1c3 "])
+    assert ids.tolist() == [8, 6, 1, 7]
+    assert tokenizer.decode(ids) == "C a [UNK] 12\x1c3"
+    assert tokenizer.starts_word.all()
+    assert "4 symbols, with special tokens 9 pieces" in capsys.readouterr().out
+
+
+def test_characters_are_kept_one_by_one(capsys):
+    special = {"special_tokens": GPT_SPECIAL_TOKENS}
+    tokenizer = train("characters", ["CC(=O)N\nc "], **special)
+    assert tokenizer.pieces[4] == "<unk>" and tokenizer.special_ids["unk"] == 4
+    text = "c N\n\nC=(O)"
+    (ids,) = tokenizer.encode_batch([text])
+    assert len(ids) == len(text) and tokenizer.decode(ids) == text
+    few = train("characters", ["CC(=O)N\nc "], vocab_size=7, **special)
+    assert few.pieces[5:] == ["C", "\n"]
+    assert "keeps 2, and 70.00% of the text is unknown (all: 14)" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match=r"5 special tokens; the text.s .* make 14"):
+        train("characters", ["CC(=O)N\nc "], vocab_size=5, **special)
 
 
 def test_wordpiece_alphabet_leaves_room_for_words():
