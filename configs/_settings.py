@@ -35,7 +35,7 @@ KIND = Setting("task.kind", str, "One of tasks/.", choices=KINDS)
 
 COMMON = (
     Setting("name", str, "Of the run, whose folder is runs/NAME."),
-    Setting("seed", int, "Of fresh weights, order and dropout.", ">=0"),
+    Setting("seed", int, "Of fresh weights, order and dropout.", f">=0 <{2**32}"),
     Setting("data.tokenizer.path", str, 'Bring your own; "" learns one.'),
     Setting(
         "data.tokenizer.algorithm", str, "Of one that is learnt.", choices=ALGORITHMS
@@ -75,7 +75,12 @@ COMMON = (
     Setting("optim.b2", float, "Of its mean of squares.", ">=0 <1"),
     Setting("optim.epsilon", float, "Added to the root in Adam.", ">=0"),
     Setting("optim.weight_decay", float, "Of each update, times the rate.", ">=0"),
-    Setting("optim.no_decay", tuple, "Patterns of paths without weight decay."),
+    Setting(
+        "optim.no_decay",
+        tuple,
+        "Patterns of paths without weight decay.",
+        items="patterns",
+    ),
     Setting(
         "optim.clip_norm", float, "Norm that all gradients are cut to; 0: off.", ">=0"
     ),
@@ -189,11 +194,26 @@ FINETUNING = (
     *COMMON,
     Setting("init_from", str, 'Run folder; "" trains `model` from scratch.'),
     Setting("load_weights", bool, "False: the model of init_from, weights fresh."),
-    Setting("allow_missing", tuple, "Patterns of paths that may be new, or unused."),
+    Setting(
+        "allow_missing",
+        tuple,
+        "Patterns of paths that may be new, or unused.",
+        items="patterns",
+    ),
     KIND,
-    Setting("task.text_columns", tuple, "Columns of the file; two are a pair."),
+    Setting(
+        "task.text_columns",
+        tuple,
+        "Columns of the file; two are a pair.",
+        items="texts",
+    ),
     Setting("task.label_column", str, "Column of the file."),
-    Setting("task.labels", tuple, "In the order of their ids; (): of the data."),
+    Setting(
+        "task.labels",
+        tuple,
+        "In the order of their ids; (): of the data.",
+        items="texts",
+    ),
     Setting("task.metric", str, "Whose best weights are kept."),
     Setting("data.train", str, "A labelled file, or tfds:NAME@SPLIT."),
     Setting("data.eval", str, '"" holds out a part of train.'),

@@ -151,12 +151,16 @@ KIND = Kind(
     help="which of the answers is right",
     settings=(
         Setting(
-            "task.question_columns", tuple, "What goes before the answers, if anything."
+            "task.question_columns",
+            tuple,
+            "What goes before the answers, if anything.",
+            items="texts",
         ),
         Setting(
             "task.answer_columns",
             tuple,
             "One column with a list of answers, or a column for each.",
+            items="texts",
         ),
     ),
     rules=(),

@@ -309,7 +309,7 @@ KIND = Kind(
     command="answer",
     help="the words of a context that answer",
     settings=(
-        Setting("task.question_columns", tuple, "The question."),
+        Setting("task.question_columns", tuple, "The question.", items="texts"),
         Setting("task.null_answers", bool, 'span: "" where no answer scores better.'),
         Setting(
             "task.null_position",
