@@ -20,7 +20,6 @@ transformers before version 5.
 import argparse
 import dataclasses
 import json
-import math
 import os
 import platform
 import re
