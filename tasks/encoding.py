@@ -23,7 +23,6 @@ from jaxtyping import Int, Shaped
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.family import Family
 
 Slot = Mapping[str, np.ndarray | np.generic]
 Sequences = Sequence[dict[str, Shaped[np.ndarray, " _"]]]
@@ -146,8 +145,8 @@ class Frame:
         return (ends - 1).astype(np.int32)
 
 
-def make_frame(tokenizer: Tokenizer, family: Family) -> Frame:
-    """The frame of a family, in the ids of a tokenizer.
+def make_frame(tokenizer: Tokenizer, family: Any) -> Frame:
+    """The frame of a family (`models/family.py`), in the ids of a tokenizer.
 
     Raises:
         UserError: the tokenizer lacks some of its special tokens.

@@ -399,23 +399,26 @@ def test_settings_are_shown_as_they_are(switch, capsys):
     assert ("--workdir: The run folder" in shown) == (switch == "--help")
 
 
-@pytest.mark.parametrize("command", [*configs.COMMANDS])
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["--help"], 0, "usage: "),
-        (["--confg=x"], 2, "error: --config is missing"),
-        (["--config={}", "--wrkdir=x"], 2, "Did you mean: workdir"),
-        (
-            ["--config={}", "--config.optim.lr=1"],
-            2,
-            "did you mean --config.optim.learn",
-        ),
-    ],
+WITH_CONFIG = (
+    (["--help"], 0, "usage: "),
+    (["--confg=x"], 2, "error: --config is missing"),
+    (["--config={}", "--wrkdir=x"], 2, "Did you mean: workdir"),
+    (["--config={}", "--config.optim.lr=1"], 2, "did you mean --config.optim.learn"),
 )
+FLAGS = [(command, *line) for command in configs.COMMANDS for line in WITH_CONFIG]
+FLAGS += [
+    ("predict.py", ["answer", "--help"], 0, "--question QUESTION"),
+    ("predict.py", ["embed", "--workdir=x", "--pooling=x"], 2, "invalid choice: 'x'"),
+    ("convert.py", ["import", "--help"], 0, "--source SOURCE"),
+    ("convert.py", ["export", "--workdr=x"], 2, "arguments are required: --workdir"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "status", "said"), FLAGS)
 def test_flags_are_read_before_jax_is_imported(command, arguments, status, said):
-    example = configs.COMMANDS[command].example
-    words = [word.format(example) for word in arguments]
+    words = arguments
+    if command in configs.COMMANDS:
+        words = [word.format(configs.COMMANDS[command].example) for word in arguments]
     script = (
         "import runpy, sys\n"
         "try:\n"

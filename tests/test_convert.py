@@ -29,11 +29,11 @@ from errors import UserError
 from formats import google, transformers
 from formats.names import ARCHITECTURES
 from models import heads
-from models.heads import HeadSpec
 from models.transformer import Block, logits
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
 from tasks.encoding import make_frame
+from tasks.record import HeadSpec
 from training.checkpoints import load_params
 from training.optimizers import (
     assign_groups,
