@@ -302,7 +302,7 @@ def add_special_tokens(
         return tokenizer, []
     library = tokenizers_library.Tokenizer.from_str(tokenizer.serialized)
     library.add_special_tokens(new)
-    return JsonTokenizer(library.to_str()), new
+    return JsonTokenizer(library.to_str(), tokenizer.roles), new
 
 
 def grown(table: np.ndarray, rows: int) -> tuple[np.ndarray, int]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data.corpora import BOUNDARIES
 from data.tokenizer_training import ALGORITHMS, UNICODE_FORMS
+from data.tokenizers import CASINGS, parse_roles
 from models import FAMILIES, PRECISIONS
 from models.transformer import REMAT
 from pretraining import PRETRAININGS
@@ -37,6 +38,19 @@ COMMON = (
     Setting("name", str, "Of the run, whose folder is runs/NAME."),
     Setting("seed", int, "Of fresh weights, order and dropout.", f">=0 <{2**32}"),
     Setting("data.tokenizer.path", str, 'Bring your own; "" learns one.'),
+    Setting(
+        "data.tokenizer.special_tokens",
+        str,
+        'Of a brought one, ROLE=PIECE apart by spaces, ROLE= for none; "": as found.',
+        older="",
+    ),
+    Setting(
+        "data.tokenizer.casing",
+        str,
+        "How a brought vocab.txt is read; found: by its pieces.",
+        choices=CASINGS,
+        older="found",
+    ),
     Setting(
         "data.tokenizer.algorithm", str, "Of one that is learnt.", choices=ALGORITHMS
     ),
@@ -279,6 +293,18 @@ def groups_are_groups(config: ConfigDict) -> None:
     parse_groups(config.optim.groups)
 
 
+def only_a_brought_tokenizer_is_told(config: ConfigDict) -> str | None:
+    own = config.data.tokenizer
+    parse_roles(own.special_tokens)
+    for name, default in (("special_tokens", ""), ("casing", "found")):
+        if own[name] != default and not (own.path or config.init_from):
+            return (
+                f"data.tokenizer.{name}={own[name]!r} is of a tokenizer that is "
+                "brought: name it (data.tokenizer.path), or leave this out"
+            )
+    return None
+
+
 def schedule_fits(config: ConfigDict) -> str | None:
     course, optim = course_of(config), config.optim
     warmup, total = course.warmup_steps, course.total_steps
@@ -369,7 +395,7 @@ def schedule_warms_up(config: ConfigDict) -> str | None:
     return None
 
 
-BOTH_RULES = (mesh_sizes, groups_are_groups)
+BOTH_RULES = (mesh_sizes, groups_are_groups, only_a_brought_tokenizer_is_told)
 PRETRAINING_RULES = (*BOTH_RULES, schedule_fits, positions_suffice, words_suffice)
 PRETRAINING_RULES += (phases_fit,)
 FINETUNING_RULES = (*BOTH_RULES, is_given_texts, holds_out, metric_is_measured)
