@@ -11,6 +11,26 @@ predict.py. `export` writes a folder that transformers loads.
 """
 
 import argparse
+
+import errors
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="convert.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    importing = commands.add_parser("import", help="a checkpoint into a run folder")
+    importing.add_argument("--source", required=True, help="a folder, or a hub name")
+    importing.add_argument("--workdir", required=True, help="the new run folder")
+    exporting = commands.add_parser("export", help="a run into a transformers folder")
+    exporting.add_argument("--workdir", required=True, help="a run folder")
+    exporting.add_argument("--target", required=True, help="the new folder")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # mistakes in flags and --help need no jax
+    errors.check(lambda argv: parse_arguments(argv[1:]))
+
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +42,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 import configs
-import errors
 import models
 from configs.finetune import OF_KIND
 from data import tokenizers
@@ -283,7 +302,7 @@ def add_special_tokens(
         return tokenizer, []
     library = tokenizers_library.Tokenizer.from_str(tokenizer.serialized)
     library.add_special_tokens(new)
-    return JsonTokenizer(library.to_str()), new
+    return JsonTokenizer(library.to_str(), tokenizer.roles), new
 
 
 def grown(table: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
@@ -338,16 +357,7 @@ def export_model(workdir: Path, target: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="convert.py", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    importing = commands.add_parser("import", help="a checkpoint into a run folder")
-    importing.add_argument("--source", required=True, help="a folder, or a hub name")
-    importing.add_argument("--workdir", required=True, help="the new run folder")
-    exporting = commands.add_parser("export", help="a run into a transformers folder")
-    exporting.add_argument("--workdir", required=True, help="a run folder")
-    exporting.add_argument("--target", required=True, help="the new folder")
-    arguments = parser.parse_args(argv[1:])
+    arguments = parse_arguments(argv[1:])
     jax.config.update("jax_platforms", "cpu")  # leave accelerators to who trains
     if arguments.command == "import":
         import_model(arguments.source, Path(arguments.workdir))

@@ -291,7 +291,8 @@ def read_origin(
         fields |= {name: config.model[name] for name in own}
         with_weights = config.load_weights and not resumes
         params, at = checkpoints.load_params(folder) if with_weights else (None, 0)
-        origin = Origin(fields, tokenizers.load(str(folder)), params, at)
+        roles = tokenizers.parse_roles(config.data.tokenizer.special_tokens)
+        origin = Origin(fields, tokenizers.load(str(folder), roles), params, at)
     else:
         tokenizer = load_or_train_tokenizer(config, task, train)
         origin = Origin(config.model.to_dict(), tokenizer, None, 0)
@@ -313,9 +314,11 @@ def load_or_train_tokenizer(
 ) -> Tokenizer:
     """For a model from scratch: of `data.tokenizer.path`, or learnt from the texts."""
     settings = config.data.tokenizer.to_dict()
-    path = settings.pop("path")
+    path, roles, casing = (settings.pop(name) for name in tokenizers.OF_BROUGHT)
     if path:
-        return tokenizers.load(path)
+        found = tokenizers.load(path, tokenizers.parse_roles(roles), casing)
+        print(f"tokenizer {path}: {tokenizers.case_note(found)}")
+        return found
     return tokenizer_training.train(
         splits.texts(train, task),
         **settings,

@@ -24,34 +24,11 @@ a pair; the words of a sentence, apart by spaces; question, context; context, qu
 """
 
 import argparse
-import dataclasses
-import json
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import errors
-from data import cache, inputs, labelled
-from data.labelled import Record
-from errors import UserError
-from tasks import KINDS, glue, lines, predictions
-from tasks.encoding import Task
-from tasks.record import COLUMNS
-from use import Run, embed, fill_mask, generate, open_run, predict
-from use.embedding import POOLINGS
-from use.generation import MAX_TOKENS
-from use.labelling import gold_report
-
-
-def main(argv: list[str]) -> int:
-    arguments = parse_arguments(argv[1:])
-    run = open_run(arguments.workdir)
-    run.check(arguments.command)
-    arguments.run_command(run, arguments)
-    return 0
+from tasks import KINDS
+from tasks.record import COLUMNS, FLAGS, Kind
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -64,8 +41,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     generation.add_argument(
         "--max_tokens",
         type=int,
-        help=f"at most so many; of a text longer than the model's positions it reads "
-        f"the end [{MAX_TOKENS}, or fewer, as they fit the model]",
+        help="at most so many; of a text longer than the model's positions it reads "
+        "the end [100, or fewer, as they fit the model]",
     )
     generation.add_argument(
         "--parallel", type=int, help="words filled in at once (masked diffusion) [1]"
@@ -85,13 +62,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         generation.add_argument(
             f"--{name}", type=kind, default=value, help=f"{text} [%(default)s]"
         )
-    generation.set_defaults(run_command=generate_command)
 
     filling = commands.add_parser("fill_mask", help="fill in [MASK] (BERT)")
     filling.add_argument(
         "--top", type=int, default=5, help="candidates shown [%(default)s]"
     )
-    filling.set_defaults(run_command=fill_mask_command)
 
     tuned = [add_task_command(commands, kind) for kind in KINDS.values()]
 
@@ -105,7 +80,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     embedding.add_argument(
         "--pooling",
-        choices=POOLINGS,
+        choices=("mean", "first", "last"),
         default="mean",
         help="over all tokens of the text, [CLS] and the like included; or the first "
         "or last token's [%(default)s]",
@@ -113,7 +88,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     embedding.add_argument(
         "--column", default="text", help="of a labelled file [%(default)s]"
     )
-    embedding.set_defaults(run_command=embed_command)
 
     embedding.add_argument("--workdir", required=True, help="any run")
     for command in (generation, filling):
@@ -139,7 +113,7 @@ TASK_FLAGS = {
 }
 
 
-def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
+def add_task_command(commands: Any, kind: Kind) -> argparse.ArgumentParser:
     """The command of a kind of task."""
     command = commands.add_parser(kind.command, help=kind.help)
     for name in (*kind.columns, "label_column"):
@@ -148,7 +122,7 @@ def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
             f"--{name}", help=f"of a labelled file{several} [the run's task.{name}]"
         )
     for part in kind.line:
-        for flag in lines.FLAGS[part]:
+        for flag in FLAGS[part]:
             if flag in TASK_FLAGS:
                 command.add_argument(f"--{flag}", **TASK_FLAGS[flag])
     command.add_argument(
@@ -158,8 +132,38 @@ def add_task_command(commands: Any, kind: Any) -> argparse.ArgumentParser:
         help="a table cuts long texts; glue is for GLUE's server [%(default)s]",
     )
     command.add_argument("--workdir", required=True, help="a run of finetune.py")
-    command.set_defaults(run_command=task_command)
     return command
+
+
+if __name__ == "__main__":  # mistakes in flags and --help need no jax
+    errors.check(lambda argv: parse_arguments(argv[1:]))
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data import cache, inputs, labelled
+from data.labelled import Record
+from errors import UserError
+from tasks import glue, lines, predictions
+from tasks.encoding import Task
+from use import Run, embed, fill_mask, generate, open_run, predict
+from use.labelling import gold_report
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse_arguments(argv[1:])
+    run = open_run(arguments.workdir)
+    run.check(arguments.command)
+    commands = dict.fromkeys((kind.command for kind in KINDS.values()), task_command)
+    commands |= {"generate": generate_command, "fill_mask": fill_mask_command}
+    commands["embed"] = embed_command
+    commands[arguments.command](run, arguments)
+    return 0
 
 
 # Lines out.

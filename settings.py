@@ -20,6 +20,7 @@ TYPES = {
     str: "a text",
     tuple: "a tuple",
 }
+ITEMS = {"texts": "texts", "patterns": "regular expressions"}
 BOUNDS = {
     ">=": ("at least", operator.ge),
     ">": ("more than", operator.gt),
@@ -44,6 +45,7 @@ class Setting:
         choices: all values there are.
         older: what runs had that were begun before the setting existed.
         units: of UNITS, in which it may be written as well, as a text.
+        items: of ITEMS, what a tuple holds; "": what a rule sees to.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Setting:
     choices: Collection[Any] = ()
     older: Any = NEVER
     units: Collection[str] = ()
+    items: str = ""
 
     def bounds(self) -> list[tuple[str, float]]:
         """[(">=", 0.0), ...]"""
@@ -63,14 +66,15 @@ class Setting:
         """What it may be, in words."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
-        bounds = " and ".join(f"{BOUNDS[op][0]} {x:g}" for op, x in self.bounds())
+        bounds = " and ".join(f"{BOUNDS[op][0]} {x:.12g}" for op, x in self.bounds())
         texts = " or ".join(UNITS[unit] for unit in self.units)
         texts = f"or a text such as {texts}" if texts else ""
-        return ", ".join(words for words in (TYPES[self.type], bounds, texts) if words)
+        kind = TYPES[self.type] + (f" of {ITEMS[self.items]}" if self.items else "")
+        return ", ".join(words for words in (kind, bounds, texts) if words)
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is of the type and lies in the range; NaN never does. An
-        amount counts as whole, rounded up."""
+        """Whether a value is of the type and lies in the range; what is not finite, or
+        more than 64 bits hold, never does. An amount counts as whole, rounded up."""
         if self.units and isinstance(value, str):
             number, unit = amount(value) or (0, "")
             return unit in self.units and self.allows(math.ceil(number))
@@ -81,6 +85,11 @@ class Setting:
             return False
         if self.choices:
             return value in self.choices
+        if self.type is tuple:
+            is_item = is_pattern if self.items == "patterns" else is_text
+            return not self.items or all(map(is_item, value))
+        if self.type in (int, float) and not abs(value) < 2**63:
+            return False
         return all(BOUNDS[op][1](value, bound) for op, bound in self.bounds())
 
     def check_in(self, values: Mapping[str, Any]) -> None:
@@ -92,12 +101,24 @@ class Setting:
             raise UserError(f"{self.name}={value!r} must be {self.wanted()}")
 
 
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_pattern(value: Any) -> bool:
+    try:
+        return is_text(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
 def amount(text: str) -> tuple[float, str] | None:
     """(number, unit) of "1.5B tokens", "2e9 tokens" or "10%"; None for other texts."""
     if share := re.fullmatch(NUMBER + " ?%", text):
         return (float(share[1]), "%") if float(share[1]) <= 100 else None
     found = re.fullmatch(NUMBER + " ?([kMBT]?) ?tokens", text)
-    return (float(found[1]) * SCALES[found[2]], "tokens") if found else None
+    number = float(found[1]) * SCALES[found[2]] if found else math.inf
+    return (number, "tokens") if number < 2**63 else None
 
 
 # What must fit what: None, or the sentence that the user gets. It is given the whole

@@ -227,8 +227,8 @@ def check(config: ConfigDict, workdir: Path | None = None) -> None:
             f"{f'did you mean {near[0]}?' if near else 'remove it'}"
         )
     own = own_rows(values)
-    for row in rows.values():
-        if row not in own:
+    for name, row in known.items():
+        if row not in own and (name in rows or name in values):
             row.check_in(values)
     if "objective.name" in values:  # says more than that the way's settings lack
         check_model(config.objective.name, config.model.to_dict())

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data.corpora import BOUNDARIES
 from data.tokenizer_training import ALGORITHMS, UNICODE_FORMS
+from data.tokenizers import CASINGS, parse_roles
 from models import FAMILIES, PRECISIONS
 from models.transformer import REMAT
 from pretraining import PRETRAININGS
@@ -35,8 +36,21 @@ KIND = Setting("task.kind", str, "One of tasks/.", choices=KINDS)
 
 COMMON = (
     Setting("name", str, "Of the run, whose folder is runs/NAME."),
-    Setting("seed", int, "Of fresh weights, order and dropout.", ">=0"),
+    Setting("seed", int, "Of fresh weights, order and dropout.", f">=0 <{2**32}"),
     Setting("data.tokenizer.path", str, 'Bring your own; "" learns one.'),
+    Setting(
+        "data.tokenizer.special_tokens",
+        str,
+        'Of a brought one, ROLE=PIECE apart by spaces, ROLE= for none; "": as found.',
+        older="",
+    ),
+    Setting(
+        "data.tokenizer.casing",
+        str,
+        "How a brought vocab.txt is read; found: by its pieces.",
+        choices=CASINGS,
+        older="found",
+    ),
     Setting(
         "data.tokenizer.algorithm", str, "Of one that is learnt.", choices=ALGORITHMS
     ),
@@ -75,7 +89,12 @@ COMMON = (
     Setting("optim.b2", float, "Of its mean of squares.", ">=0 <1"),
     Setting("optim.epsilon", float, "Added to the root in Adam.", ">=0"),
     Setting("optim.weight_decay", float, "Of each update, times the rate.", ">=0"),
-    Setting("optim.no_decay", tuple, "Patterns of paths without weight decay."),
+    Setting(
+        "optim.no_decay",
+        tuple,
+        "Patterns of paths without weight decay.",
+        items="patterns",
+    ),
     Setting(
         "optim.clip_norm", float, "Norm that all gradients are cut to; 0: off.", ">=0"
     ),
@@ -189,11 +208,26 @@ FINETUNING = (
     *COMMON,
     Setting("init_from", str, 'Run folder; "" trains `model` from scratch.'),
     Setting("load_weights", bool, "False: the model of init_from, weights fresh."),
-    Setting("allow_missing", tuple, "Patterns of paths that may be new, or unused."),
+    Setting(
+        "allow_missing",
+        tuple,
+        "Patterns of paths that may be new, or unused.",
+        items="patterns",
+    ),
     KIND,
-    Setting("task.text_columns", tuple, "Columns of the file; two are a pair."),
+    Setting(
+        "task.text_columns",
+        tuple,
+        "Columns of the file; two are a pair.",
+        items="texts",
+    ),
     Setting("task.label_column", str, "Column of the file."),
-    Setting("task.labels", tuple, "In the order of their ids; (): of the data."),
+    Setting(
+        "task.labels",
+        tuple,
+        "In the order of their ids; (): of the data.",
+        items="texts",
+    ),
     Setting("task.metric", str, "Whose best weights are kept."),
     Setting("data.train", str, "A labelled file, or tfds:NAME@SPLIT."),
     Setting("data.eval", str, '"" holds out a part of train.'),
@@ -257,6 +291,18 @@ def mesh_sizes(config: ConfigDict) -> str | None:
 
 def groups_are_groups(config: ConfigDict) -> None:
     parse_groups(config.optim.groups)
+
+
+def only_a_brought_tokenizer_is_told(config: ConfigDict) -> str | None:
+    own = config.data.tokenizer
+    parse_roles(own.special_tokens)
+    for name, default in (("special_tokens", ""), ("casing", "found")):
+        if own[name] != default and not (own.path or config.init_from):
+            return (
+                f"data.tokenizer.{name}={own[name]!r} is of a tokenizer that is "
+                "brought: name it (data.tokenizer.path), or leave this out"
+            )
+    return None
 
 
 def schedule_fits(config: ConfigDict) -> str | None:
@@ -349,7 +395,7 @@ def schedule_warms_up(config: ConfigDict) -> str | None:
     return None
 
 
-BOTH_RULES = (mesh_sizes, groups_are_groups)
+BOTH_RULES = (mesh_sizes, groups_are_groups, only_a_brought_tokenizer_is_told)
 PRETRAINING_RULES = (*BOTH_RULES, schedule_fits, positions_suffice, words_suffice)
 PRETRAINING_RULES += (phases_fit,)
 FINETUNING_RULES = (*BOTH_RULES, is_given_texts, holds_out, metric_is_measured)

@@ -3,9 +3,11 @@
 The paper: BooksCorpus, 100 epochs of 64 x 512 tokens, Adam at 2.5e-4 after 2,000 steps
 of warm-up, cosine to 0; about a month on 8 P600 GPUs; token perplexity 18.4. The corpus
 is no longer distributed: the default is English Wikipedia, which has to be downloaded.
-With the released vocabulary (encoder_bpe_40000.json and vocab_40000.bpe in FOLDER):
+With the released vocabulary (encoder_bpe_40000.json and vocab_40000.bpe in FOLDER),
+which has no end of text:
 
     python train.py --config=configs/gpt1.py --config.data.tokenizer.path=FOLDER
+        --config.data.tokenizer.special_tokens=end_of_text=
         --config.data.corpus='books/*.txt' --config.data.document_boundary=file
 
 All that is not said here is as in gpt2.py. No run at this size has been measured yet.

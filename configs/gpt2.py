@@ -54,6 +54,8 @@ def get_config(arg: str = "small") -> ConfigDict:
     config.data.tokenizer = ConfigDict(
         {
             "path": "",  # bring your own; "" trains one as the other lines say
+            "special_tokens": "",  # of it, such as "end_of_text=<eot>", where not found
+            "casing": "found",  # of a brought vocab.txt, or "cased", "uncased"
             "algorithm": "byte_bpe",
             "vocab_size": 50_257,
             "lowercase": False,

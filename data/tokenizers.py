@@ -18,17 +18,23 @@ Normalisation of one trained here (`tokenizer_training`) is three separate setti
   refused: they would take Hangul syllables apart.
 
 Texts are encoded without adding special tokens, and "[MASK]" in raw text stays text.
+
+Which piece has which role, such as the end of a text, is found by its spelling
+(`ROLES`), in the files of transformers beside the tokenizer, or told by the user; where
+spelling alone would not find the same, `special_tokens.json` beside the file says it.
 """
 
 import collections
+import difflib
 import functools
 import itertools
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +55,7 @@ ACCENTS = "[\u0300-\u036f]"
 # Of the environment: what keeps an encoding to one core, of either library.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
 # The spellings of each role, in order of preference; one token may have two roles.
+ROLES_FILE = "special_tokens.json"
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
@@ -60,6 +67,26 @@ ROLES = {
     "delimiter": ("_delimiter_",),
     "extract": ("_classify_",),
 }
+# tokenizer_config.json and special_tokens_map.json of transformers -> roles.
+TOKEN_NAMES = {
+    "pad_token": "pad",
+    "unk_token": "unk",
+    "cls_token": "cls",
+    "sep_token": "sep",
+    "mask_token": "mask",
+    "eos_token": "end_of_text",
+}
+# tokenizer_config.json -> BertNormalizer in tokenizer.json.
+NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",  # None: where it lower-cases
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+OF_BROUGHT = ("path", "special_tokens", "casing")  # settings
+CASINGS = ("found", "cased", "uncased")  # of a vocab.txt
+
+Roles = Mapping[str, str | None]  # role -> piece; None: no piece has it
+NO_ROLES: Roles = MappingProxyType({})
 
 
 class JsonTokenizer:
@@ -67,10 +94,11 @@ class JsonTokenizer:
 
     Attributes:
         serialized: the text of its ``tokenizer.json``, exactly as trained or read.
-        fingerprint: hex digest of `serialized`.
+        roles: of special tokens, as far as they are not found by spelling.
+        fingerprint: hex digest of both.
         vocab_size: number of ids, highest id + 1.
         pieces: the piece of each id.
-        special_ids: role -> id, of the roles of `ROLES` that have a token.
+        special_ids: role -> id, of the roles of `ROLES` that have a piece.
         starts_word: for each id, whether the piece begins a word. WordPiece: it does
             not begin with "##". Byte-level BPE: it begins with a space ("Ġ") or other
             white space. Metaspace: it begins with "▁". Special tokens always do.
@@ -78,24 +106,24 @@ class JsonTokenizer:
             as a word.
     """
 
-    def __init__(self, serialized: str):
+    def __init__(self, serialized: str, roles: Roles = NO_ROLES):
         self.serialized = serialized
         self.library = tokenizers.Tokenizer.from_str(serialized)
         self.library.encode_special_tokens = True  # "[MASK]" in raw text stays text
         self.library.no_truncation()
         self.library.no_padding()
-        self.fingerprint = cache.digest(serialized.encode())
         vocabulary = self.library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.pieces = [""] * self.vocab_size
         for piece, index in vocabulary.items():
             self.pieces[index] = piece
-        self.special_ids = _special_ids(vocabulary)
+        self.special_ids, self.roles = _special_ids(vocabulary, roles)
+        self.fingerprint = _fingerprint(serialized.encode(), self.roles)
         self._added = {*self.library.get_added_tokens_decoder()}
 
     def __reduce__(self):
         # The library's own pickle forgets encode_special_tokens.
-        return JsonTokenizer, (self.serialized,)
+        return JsonTokenizer, (self.serialized, self.roles)
 
     @functools.cached_property
     def starts_word(self) -> Bool[np.ndarray, " V"]:
@@ -139,6 +167,7 @@ class JsonTokenizer:
     def save(self, folder: Path) -> Path:
         path = Path(folder) / "tokenizer.json"
         cache.write_whole(path, self.serialized.encode())
+        _save_roles(path, self.roles)
         return path
 
 
@@ -150,24 +179,23 @@ class SentencePieceTokenizer:
     model file.
     """
 
-    def __init__(self, serialized: bytes):
+    def __init__(self, serialized: bytes, roles: Roles = NO_ROLES):
         import sentencepiece  # only where it is the tokenizer
 
         self.serialized = serialized
         self.library = sentencepiece.SentencePieceProcessor(model_proto=serialized)
-        self.fingerprint = cache.digest(serialized)
         self.vocab_size = len(self.library)
         self.pieces = [self.library.id_to_piece(i) for i in range(self.vocab_size)]
-        self.special_ids = _special_ids(
-            {
-                piece: index
-                for index, piece in enumerate(self.pieces)
-                if self.library.is_control(index) or self.library.is_unknown(index)
-            }
-        )
+        special = {
+            piece: index
+            for index, piece in enumerate(self.pieces)
+            if self._is_special(index)
+        }
+        self.special_ids, self.roles = _special_ids(special, roles)
+        self.fingerprint = _fingerprint(serialized, self.roles)
 
     def __reduce__(self):
-        return SentencePieceTokenizer, (self.serialized,)
+        return SentencePieceTokenizer, (self.serialized, self.roles)
 
     @functools.cached_property
     def starts_word(self) -> Bool[np.ndarray, " V"]:
@@ -177,6 +205,9 @@ class SentencePieceTokenizer:
                 for index, piece in enumerate(self.pieces)
             ]
         )
+
+    def is_special(self, piece: str) -> bool:
+        return self._is_special(self.library.piece_to_id(piece))
 
     def _is_special(self, index: int) -> bool:
         return self.library.is_control(index) or self.library.is_unknown(index)
@@ -221,10 +252,16 @@ class SentencePieceTokenizer:
     def save(self, folder: Path) -> Path:
         path = Path(folder) / "tokenizer.model"
         cache.write_whole(path, self.serialized)
+        _save_roles(path, self.roles)
         return path
 
 
 Tokenizer = JsonTokenizer | SentencePieceTokenizer
+
+
+def case_note(tokenizer: Tokenizer) -> str:
+    upper, lower = (ids.tolist() for ids in tokenizer.encode_batch(["A", "a"]))
+    return f"upper and lower case are {'one' if upper == lower else 'two'}"
 
 
 UNKNOWN_SHARE = 0.01  # of pieces, above which it is told
@@ -235,13 +272,50 @@ def count_unknown(tokenizer: Tokenizer, ids: Integer[np.ndarray, " N"]) -> int:
     return int(np.count_nonzero(ids == tokenizer.special_ids.get("unk", -1)))
 
 
-def _special_ids(vocabulary: dict[str, int]) -> dict[str, int]:
-    found = {}
+def _special_ids(
+    vocabulary: dict[str, int], roles: Roles
+) -> tuple[dict[str, int], dict[str, str | None]]:
+    """role -> id, and of the given roles those that spelling alone does not find."""
+    found: dict[str, str | None] = {}
     for role, spellings in ROLES.items():
         for spelling in reversed(spellings):
             if spelling in vocabulary:
-                found[role] = vocabulary[spelling]
-    return found
+                found[role] = spelling
+    # A role without a piece is kept where it was told: whoever needs it may ask.
+    own = {role: piece for role, piece in roles.items() if found.get(role, "") != piece}
+    pieces = {role: piece for role, piece in (found | own).items() if piece is not None}
+    return {role: vocabulary[piece] for role, piece in pieces.items()}, own
+
+
+def _fingerprint(serialized: bytes, roles: Roles) -> str:
+    told = json.dumps(dict(sorted(roles.items()))) if roles else ""
+    return cache.digest(serialized + told.encode())
+
+
+def _save_roles(path: Path, roles: Roles) -> None:
+    if roles:
+        text = json.dumps(roles, indent=2, ensure_ascii=False)
+        cache.write_whole(path.with_name(ROLES_FILE), f"{text}\n".encode())
+
+
+def parse_roles(text: str) -> dict[str, str | None]:
+    """{"end_of_text": "<eot>", "mask": None} of "end_of_text=<eot> mask=".
+
+    Raises:
+        UserError: a word that is no such pair, or a role that there is not.
+    """
+    roles: dict[str, str | None] = {}
+    for word in text.split():
+        role, is_pair, piece = word.partition("=")
+        if not is_pair or role not in ROLES:
+            near = difflib.get_close_matches(role, ROLES, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"data.tokenizer.special_tokens={text!r}: {word!r} is no ROLE=PIECE "
+                f"(ROLE= for none) with one of the roles {', '.join(ROLES)}{hint}"
+            )
+        roles[role] = piece or None
+    return roles
 
 
 # Kinds of tokenizers
@@ -283,8 +357,12 @@ def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 # Loading
 
 
-def load(path: str) -> Tokenizer:
+def load(path: str, roles: Roles = NO_ROLES, casing: str = "found") -> Tokenizer:
     """Reads a tokenizer, trained here or brought.
+
+    What transformers writes beside it counts as there: `tokenizer_config.json` (special
+    tokens, added tokens, a space before a text, BERT's rules) and, unless that lists
+    the added tokens, `special_tokens_map.json` and `added_tokens.json`.
 
     Args:
         path: a file, or a folder that holds one (looked for in this order):
@@ -300,30 +378,68 @@ def load(path: str) -> Tokenizer:
               means lower-casing, and stripping accents (BERT, tokenization.py) unless
               the vocabulary itself has letters with accents or whole Hangul syllables,
               which stripping would make unreachable.
+        roles: of special tokens, before what is found.
+        casing: of a ``vocab.txt``, one of `CASINGS`, before what is found.
 
     Raises:
-        UserError: nothing there, or not what the name says.
+        UserError: nothing there, or not what the name says; a role's piece that is
+            none, or added tokens with other ids than there.
     """
     found = _tokenizer_file(Path(path).expanduser())
+    if casing != "found" and found.suffix != ".txt":
+        raise UserError(
+            f"data.tokenizer.casing={casing!r} is for a vocab.txt: {found} says itself "
+            "how it treats case; write 'found'"
+        )
+    config = _read_beside(found, "tokenizer_config.json")
+    added, stated = config.get("added_tokens_decoder"), config
+    if not isinstance(added, dict):
+        stated = config | _read_beside(found, "special_tokens_map.json")
+        ids = _read_beside(found, "added_tokens.json")
+        special = {*map(_content, stated.values())}
+        special |= {*map(_content, stated.get("additional_special_tokens") or ())}
+        added = {
+            index: {"content": piece, "special": piece in special}
+            for piece, index in ids.items()
+        }
+    tokenizer = _read(found, casing)
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer = _with_rules(tokenizer, config, casing)
+    told = {
+        role: _content(stated[name])
+        for name, role in TOKEN_NAMES.items()
+        if stated.get(name)
+    }
+    if told.get("unk") == told.get("end_of_text"):  # GPT-2's: nothing is unknown to it
+        told.pop("unk", None)
+    tokenizer = with_added(found, tokenizer, added)
+    there = {*tokenizer.pieces}
+    told = {role: piece for role, piece in told.items() if piece in there}
+    own = told | _read_beside(found, ROLES_FILE) | roles
+    return with_roles(found, tokenizer, own)
+
+
+def _read(found: Path, casing: str) -> Tokenizer:
+    """What a file and those that belong to it say."""
     try:
         if found.suffix == ".model":
             return _load_sentencepiece(found)
         text = found.read_text(encoding="utf-8")
         if found.suffix == ".txt":
-            return _load_vocab_txt(found, text)
+            return _load_vocab_txt(found, text, casing)
         content = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"tokenizer {found} is not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"tokenizer {found} is not JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        return _with_prefix_space(found, JsonTokenizer(text))
+        return JsonTokenizer(text)
     if found.name == "encoder_bpe_40000.json":
         return _load_gpt1(found, content, "vocab_40000.bpe")
     if found.name == "vocab.json":
         if any(piece.endswith("</w>") for piece in content):  # as Hugging Face has it
             return _load_gpt1(found, content, "merges.txt")
-        return _with_prefix_space(found, _load_gpt2(found, content))
+        return _load_gpt2(found, content)
     raise UserError(
         f"tokenizer {found} is JSON, but neither a tokenizer.json nor named as the "
         "vocabulary of GPT-1 (encoder_bpe_40000.json) or GPT-2 (vocab.json)"
@@ -358,7 +474,7 @@ def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
         raise UserError(f"tokenizer {path} is no SentencePiece model") from error
 
 
-def _load_vocab_txt(path: Path, text: str) -> JsonTokenizer:
+def _load_vocab_txt(path: Path, text: str, casing: str) -> JsonTokenizer:
     # A piece may be a line separator (U+2028) or a no-break space.
     lines = text.removeprefix("\ufeff").split("\n")
     pieces = [line.strip(" \r") for line in lines]
@@ -381,7 +497,9 @@ def _load_vocab_txt(path: Path, text: str) -> JsonTokenizer:
             "a WordPiece vocabulary needs a piece for unknown words"
         )
     words = [piece for piece in pieces if not re.fullmatch(r"\[.*\]|<.*>", piece)]
-    lowercase = all(word == word.lower() for word in words)
+    lowercase = casing == "uncased"
+    if casing == "found":
+        lowercase = all(word == word.lower() for word in words)
     normalizer = normalizers.BertNormalizer(
         lowercase=lowercase,
         strip_accents=lowercase and not any(map(_has_accent, words)),
@@ -402,25 +520,122 @@ def _has_accent(word: str) -> bool:
     )
 
 
-def _with_prefix_space(path: Path, tokenizer: JsonTokenizer) -> JsonTokenizer:
-    """A byte-level one that sets a space before a text, or does not, as the
-    `tokenizer_config.json` beside it says (RoBERTa's and BART's do)."""
-    config = path.with_name("tokenizer_config.json")
-    if not config.is_file():
-        return tokenizer
+def _read_beside(path: Path, name: str) -> dict[str, Any]:
+    """The object of a JSON file beside another; {} where there is none."""
+    file = path.with_name(name)
+    if not file.is_file():
+        return {}
     try:
-        asked = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"tokenizer {config} is not JSON: {error}") from error
+        raise UserError(f"tokenizer {file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"tokenizer {file} is no JSON object: correct or remove it")
+    return content
+
+
+def _content(token: Any) -> str | None:
+    """The piece of a token of transformers, which may be described, or no token."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
+
+
+def _with_rules(
+    tokenizer: JsonTokenizer, config: Mapping[str, Any], casing: str
+) -> JsonTokenizer:
+    """Rules of a `tokenizer_config.json`: a byte-level one sets a space before a text
+    or does not (RoBERTa's and BART's do), BERT's lower-cases or does not."""
     content = json.loads(tokenizer.serialized)
     first = content["pre_tokenizer"] or {"type": None}
-    if first["type"] != "ByteLevel" or not isinstance(asked, dict):
+    if first["type"] == "ByteLevel" and "add_prefix_space" in config:
+        first["add_prefix_space"] = config["add_prefix_space"]
+    rules = content["normalizer"] or {"type": None}
+    is_told = casing == "found" and "do_lower_case" in config
+    if rules["type"] == "BertNormalizer" and is_told:
+        given = {"strip_accents": None} | config
+        rules |= {NORMALIZER[key]: given[key] for key in NORMALIZER if key in given}
+    if content == json.loads(tokenizer.serialized):
         return tokenizer
-    wanted = asked.get("add_prefix_space", first["add_prefix_space"])
-    if wanted == first["add_prefix_space"]:
+    return JsonTokenizer(json.dumps(content, ensure_ascii=False), tokenizer.roles)
+
+
+def with_added(path: Path, tokenizer: Tokenizer, added: Mapping[Any, Any]) -> Tokenizer:
+    """The tokenizer with tokens that were added to it, by id.
+
+    Raises:
+        UserError: a token that has, or would get, another id.
+    """
+    try:
+        tokens = sorted((int(index), token) for index, token in added.items())
+        pieces = [token["content"] for _, token in tokens]
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"tokenizer {path}: the added tokens are damaged") from error
+    known = {piece: index for index, piece in enumerate(tokenizer.pieces)}
+    for (index, _), piece in zip(tokens, pieces, strict=True):
+        if known.setdefault(piece, len(known)) != index:
+            raise UserError(
+                f"tokenizer {path}: the files beside it say that {piece!r} has the id "
+                f"{index}, but it is {known[piece]} there: bring a consistent set, or "
+                "the file alone in another folder"
+            )
+    new = [token for _, token in tokens if token["content"] not in tokenizer.pieces]
+    if not new:
         return tokenizer
-    first["add_prefix_space"] = wanted
-    return JsonTokenizer(json.dumps(content, ensure_ascii=False))
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return _with_types(
+            tokenizer, {token["content"]: bool(token.get("special")) for token in new}
+        )
+    library = tokenizers.Tokenizer.from_str(tokenizer.serialized)
+    for token in new:
+        own = {flag: token[flag] for flag in flags if flag in token}
+        library.add_tokens([tokenizers.AddedToken(token["content"], **own)])
+    return JsonTokenizer(library.to_str(), tokenizer.roles)
+
+
+def with_roles(path: Path, tokenizer: Tokenizer, roles: Roles) -> Tokenizer:
+    """The tokenizer with pieces in their roles, which no raw text becomes.
+
+    Raises:
+        UserError: a piece that it does not have.
+    """
+    if not roles:
+        return tokenizer
+    pieces = {piece: None for piece in roles.values() if piece is not None}
+    for piece in pieces:
+        if piece not in tokenizer.pieces:
+            near = difflib.get_close_matches(piece, tokenizer.pieces, n=1, cutoff=0.5)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"tokenizer {path} has no piece {piece!r}{hint}")
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        plain = [piece for piece in pieces if not tokenizer.is_special(piece)]
+        serialized = tokenizer.serialized
+        if plain:
+            serialized = _with_types(tokenizer, dict.fromkeys(plain, True)).serialized
+        return SentencePieceTokenizer(serialized, roles)
+    library = tokenizers.Tokenizer.from_str(tokenizer.serialized)
+    added = library.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    if plain := [piece for piece in pieces if piece not in special]:
+        library.add_special_tokens(plain)
+        return JsonTokenizer(library.to_str(), roles)
+    return JsonTokenizer(tokenizer.serialized, roles)
+
+
+def _with_types(
+    tokenizer: SentencePieceTokenizer, pieces: Mapping[str, bool]
+) -> SentencePieceTokenizer:
+    """With pieces, new at the end, that are special, or else found in raw text."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.serialized)
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    there = {piece.piece: piece for piece in proto.pieces}
+    for text, is_special in pieces.items():
+        piece = there[text] if text in there else proto.pieces.add(piece=text, score=0)
+        piece.type = kinds.CONTROL if is_special else kinds.USER_DEFINED
+    serialized = proto.SerializeToString(deterministic=True)
+    return SentencePieceTokenizer(serialized, tokenizer.roles)
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def read_transformers(folder: Path) -> Source:
         fields["residual_dropout"] if dropout is None else dropout,
         named,
         (),
-        read_tokenizer(folder),
+        tokenizers.load(str(folder)),
     )
 
 
@@ -244,32 +244,6 @@ def open_torch(path: Path) -> dict[str, Weight]:
 
 def read_tensor(tensor: Any) -> np.ndarray:
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
-
-
-# tokenizer_config.json -> BertNormalizer in tokenizer.json.
-NORMALIZER = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",  # None: where it lower-cases
-    "tokenize_chinese_chars": "handle_chinese_chars",
-}
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer, with the rules of tokenizer_config.json, as there."""
-    tokenizer = tokenizers.load(str(folder))
-    rules = folder / "tokenizer_config.json"
-    if not rules.exists() or not isinstance(tokenizer, JsonTokenizer):
-        return tokenizer
-    given, settings = read_object(rules), json.loads(tokenizer.serialized)
-    before = settings["normalizer"]
-    if not before or before["type"] != "BertNormalizer" or "do_lower_case" not in given:
-        return tokenizer
-    given = {"strip_accents": None} | given
-    after = {here: given[there] for there, here in NORMALIZER.items() if there in given}
-    if before | after == before:
-        return tokenizer
-    settings["normalizer"] = before | after
-    return JsonTokenizer(json.dumps(settings, ensure_ascii=False))
 
 
 def write_transformers(

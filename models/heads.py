@@ -6,8 +6,6 @@ the base's parameters keep the paths that they have in pre-training.
 Axes: B rows, T tokens, E examples in a row, R readout positions, K outputs, D width.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,28 +64,12 @@ def gather(
     return states.reshape(*positions.shape, hidden.shape[-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadSpec:
-    """What the head of a kind of task reads, and how much it says of it.
-
-    Attributes:
-        reads: "tokens", every hidden state; "examples", for each the sum of the states
-            at its readout positions; "readouts", each of them by itself.
-        num_outputs: K, from the number of labels.
-        drops: whether there is dropout before its layer.
-    """
-
-    reads: str
-    num_outputs: Callable[[int], int]
-    drops: bool = True
-
-
 class FineTuned(nn.Module):
     """A base and the head for a kind of task on top."""
 
     base: nn.Module
     head: Head
-    reads: str  # of `HeadSpec`
+    reads: str  # "tokens", "examples" or "readouts"
     base_pooler: bool  # what is read out goes through the pre-trained pooler
     kernel_init: Initializer
 
@@ -117,7 +99,7 @@ class FineTuned(nn.Module):
 
 def build(
     fields: Fields,
-    spec: HeadSpec,
+    spec: Any,
     *,
     num_labels: int,
     dropout: float,
@@ -128,6 +110,9 @@ def build(
     """The base of a config's `model` with a new head.
 
     Of what the base can predict only `keep` stays.
+
+    Args:
+        spec: what the head reads, and how much it says of it (`tasks/record.py`).
     """
     family = models.family_of(fields)
     # The pooler of a base pools the first position of a row, not of an example.

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from objectives.cross_entropy import weighted_cross_entropy
 
+MASKED_SCORE = -1e30
+
 
 def span(
     logits: Float[Array, "B E T 2"],
@@ -27,3 +29,13 @@ def span(
         jnp.broadcast_to(weights[..., None], places.shape),
     )
     return loss / 2, weight / 2, {name: total / 2 for name, total in metrics.items()}
+
+
+def within_segments(
+    token_scores: Float[Array, "B T 2"], segment_ids: Int[Array, "B T"], slots: int
+) -> Float[Array, "B E T 2"]:
+    """For each slot, of which i has segment i + 1, the scores of its own tokens, all
+    others out of the softmax."""
+    numbers = jnp.arange(1, slots + 1)[None, :, None]
+    own = segment_ids[:, None, :] == numbers
+    return jnp.where(own[..., None], token_scores[:, None], MASKED_SCORE)

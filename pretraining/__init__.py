@@ -34,15 +34,19 @@ def way_of(name: str) -> Pretraining:
 
 
 def check_tokenizer(name: str, tokenizer: Tokenizer) -> None:
-    """UserError where the tokenizer lacks a special token that the way needs."""
-    roles, there = way_of(name).roles, tokenizer.special_ids
-    missing = [role for role in roles if role not in there]
+    """UserError where the tokenizer lacks a special token that the way needs, unless it
+    may, and this one was told to."""
+    way, there = way_of(name), tokenizer.special_ids
+    roles, told = way.roles, {*tokenizer.roles} & {*way.may_lack}
+    missing = [role for role in roles if role not in there and role not in told]
     if missing:
         raise UserError(
             f"objective.name={name!r} needs the special tokens {', '.join(roles)}; the "
             f"tokenizer has no {', '.join(missing)} (it has "
-            f"{', '.join(sorted(there)) or 'none'}). Train one for it, with "
-            "data.tokenizer.path='', or bring one that has them."
+            f"{', '.join(sorted(there)) or 'none'}). Say which pieces they are "
+            f"(--config.data.tokenizer.special_tokens='{missing[0]}=PIECE'"
+            + (f"; '{missing[0]}=' for none" if missing[0] in way.may_lack else "")
+            + "), or train one for it (data.tokenizer.path='')"
         )
 
 

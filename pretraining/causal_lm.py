@@ -117,7 +117,8 @@ def target_probabilities(model: Ngrams, batch: Batch) -> Float64[np.ndarray, " N
 
 PRETRAINING = Pretraining(
     special_tokens=GPT_SPECIAL_TOKENS,
-    roles=(),
+    roles=("end_of_text",),
+    may_lack=("end_of_text",),
     framing=framing,
     examples=lambda _, tokenizer, length: lambda split: CausalLmExamples(split, length),
     outputs=("causal_lm",),

@@ -85,7 +85,11 @@ def named_tokenizer(config: ConfigDict) -> Tokenizer | None:
             f"init_from={origin!r} is not a run folder (it has no config.json): give "
             "the --workdir of a run, or '' to begin anew"
         )
-    return tokenizers.load(path or origin) if path or origin else None
+    if not (path or origin):
+        return None
+    settings = config.data.tokenizer
+    roles = tokenizers.parse_roles(settings.special_tokens)
+    return tokenizers.load(path or origin, roles, settings.casing)
 
 
 def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
@@ -101,7 +105,8 @@ def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
     if named:
         return named
     settings = config.data.tokenizer.to_dict()
-    del settings["path"]
+    for name in tokenizers.OF_BROUGHT:
+        del settings[name]
     settings["special_tokens"] = way_of(config.objective.name).special_tokens
     fraction = config.data.heldout_fraction
     made_of = [settings, fraction, corpus.fingerprint(), tokenizer_training.made_with()]
@@ -125,11 +130,10 @@ def describe(folder: Path, tokenizer: Tokenizer) -> str:
         for name in counts["train"]
     }
     documents, copies = total["documents"], counts["copies"]
-    upper, lower = (ids.tolist() for ids in tokenizer.encode_batch(["A", "a"]))
     return (
         f"corpus {corpus['source']} (digest {corpus['digest']}): {documents:,} "
         f"documents, {copies / documents:.1%} of them copies of another "
         f"({copies:,}); {total['skipped'] + counts['empty']:,} without text skipped; "
-        f"{total['unknown'] / total['tokens']:.2%} unknown pieces; upper and lower "
-        f"case are {'one' if upper == lower else 'two'}"
+        f"{total['unknown'] / total['tokens']:.2%} unknown pieces; "
+        f"{tokenizers.case_note(tokenizer)}"
     )

@@ -115,7 +115,7 @@ def parse_phases(config: ConfigDict) -> list[tuple[int | str, Mapping[str, int]]
                     f"cannot change in this run, only {', '.join(known)} can"
                     f"{f'; did you mean {near[0]}?' if near else ''}"
                 )
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not (type(value) is int and 1 <= value < 2**31):
                 raise UserError(
                     f"data.phases: the phase from {start!r} on has {name}={value!r}: "
                     "it must be a whole number, at least 1"

@@ -61,6 +61,7 @@ class Pretraining:
     Attributes:
         special_tokens: of a tokenizer that is trained for it.
         roles: special tokens that it cannot do without.
+        may_lack: of these, what a tokenizer may lack if the config says so.
         framing: (tokenizer) -> how documents lie in the shards.
         examples: (objective, tokenizer, sequence_length) -> (split) -> its examples.
         outputs: of a model, all of which it needs.
@@ -93,3 +94,4 @@ class Pretraining:
     settings: tuple[Setting, ...]
     rules: tuple[Rule, ...]
     tiny: Callable[[Objective, int], Mapping[str, Any]]
+    may_lack: tuple[str, ...] = ()

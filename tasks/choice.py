@@ -14,8 +14,6 @@ from jaxtyping import Int
 
 from data.labelled import Record
 from errors import UserError
-from models.heads import HeadSpec
-from objectives.cross_entropy import weighted_cross_entropy
 from settings import Setting
 from tasks import scores
 from tasks.encoding import (
@@ -29,7 +27,7 @@ from tasks.encoding import (
     text_of,
     word_prefix,
 )
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:
@@ -124,6 +122,13 @@ def rows(
     }
 
 
+def loss(output: Any, batch: dict) -> tuple:
+    """Of the scores [B, E, R, 1] of answers."""
+    from objectives.cross_entropy import weighted_cross_entropy
+
+    return weighted_cross_entropy(output[..., 0], batch["labels"], batch["weights"])
+
+
 KIND = Kind(
     columns={
         "text_columns": (1, 99),
@@ -134,9 +139,7 @@ KIND = Kind(
     misfit=lambda *_: None,  # the right one may well be always the first
     encode=encode,
     head=HeadSpec(reads="readouts", num_outputs=lambda labels: 1),
-    loss=lambda scores, batch: weighted_cross_entropy(
-        scores[..., 0], batch["labels"], batch["weights"]
-    ),
+    loss=loss,
     found=lambda batch, found: scores.by_slot(batch, found[..., 0]),
     predict=scores.predict_labels,
     metrics=("accuracy",),
@@ -151,12 +154,16 @@ KIND = Kind(
     help="which of the answers is right",
     settings=(
         Setting(
-            "task.question_columns", tuple, "What goes before the answers, if anything."
+            "task.question_columns",
+            tuple,
+            "What goes before the answers, if anything.",
+            items="texts",
         ),
         Setting(
             "task.answer_columns",
             tuple,
             "One column with a list of answers, or a column for each.",
+            items="texts",
         ),
     ),
     rules=(),

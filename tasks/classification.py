@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.labelled import Record
-from models.heads import HeadSpec
-from objectives.cross_entropy import weighted_cross_entropy
 from settings import Setting
 from tasks import scores
 from tasks.encoding import Encoded, Split, Task, joined, label_of
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:
@@ -89,15 +87,20 @@ def rows(
     }
 
 
+def loss(output: Any, batch: dict) -> tuple:
+    """Of the scores [B, E, K] of labels."""
+    from objectives.cross_entropy import weighted_cross_entropy
+
+    return weighted_cross_entropy(output, batch["labels"], batch["weights"])
+
+
 KIND = Kind(
     columns={"text_columns": (1, 2)},
     labels=label_of,
     misfit=misfit,
     encode=encode,
     head=HeadSpec(reads="examples", num_outputs=lambda labels: labels),
-    loss=lambda scores, batch: weighted_cross_entropy(
-        scores, batch["labels"], batch["weights"]
-    ),
+    loss=loss,
     found=scores.by_slot,
     predict=scores.predict_labels,
     metrics=("accuracy", "macro_f1", "f1", "matthews"),

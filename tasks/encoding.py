@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
+from ml_collections import ConfigDict
 
-import models
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.family import Fields
 
 Slot = Mapping[str, np.ndarray | np.generic]
 Sequences = Sequence[dict[str, Shaped[np.ndarray, " _"]]]
@@ -147,12 +146,14 @@ class Frame:
         return (ends - 1).astype(np.int32)
 
 
-def make_frame(tokenizer: Tokenizer, fields: Fields) -> Frame:
+def make_frame(tokenizer: Tokenizer, fields: Mapping[str, Any] | ConfigDict) -> Frame:
     """The frame of the model with these fields, in the ids of a tokenizer.
 
     Raises:
         UserError: the tokenizer lacks some of its special tokens.
     """
+    import models  # and with it jax, which reading a task needs not
+
     frame, special = models.frame_of(fields), tokenizer.special_ids
     roles = (frame.first, frame.between, frame.last)
     missing = {role for role in roles if role not in special}

@@ -15,17 +15,9 @@ from data.labelled import Record
 from errors import UserError
 from tasks import splits
 from tasks.encoding import Task
-from tasks.record import Kind
+from tasks.record import FLAGS, Kind
 
 WORD = re.compile(r"[\S\u00a0\u202f]+")  # no-break spaces are part of a word
-# Part of a line -> the flags of predict.py that give it.
-FLAGS = {
-    "texts": ("text", "text_b"),
-    "context": ("text",),
-    "words": ("text",),
-    "question": ("question",),
-    "answers": ("answers",),
-}
 
 
 def read_records(

@@ -1,4 +1,8 @@
-"""What the rest of the house must know of a kind of task, as a typed record."""
+"""What the rest of the house must know of a kind of task, as a typed record.
+
+No jax here nor at the head of the kinds' files: the flags of predict.py come from them,
+and a loss imports it when it is made.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -7,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from data.labelled import Record
-from models.heads import HeadSpec
 from settings import Rule, Setting
 from tasks.encoding import Encoded, Examples, Split, Task
 
@@ -15,6 +18,30 @@ Batch = dict[str, Any]
 Scores = Any  # of one example, NumPy
 Prediction = dict[str, Any]
 COLUMNS = ("text_columns", "question_columns", "answer_columns")
+# Part of a line of text -> the flags of predict.py that give it.
+FLAGS = {
+    "texts": ("text", "text_b"),
+    "context": ("text",),
+    "words": ("text",),
+    "question": ("question",),
+    "answers": ("answers",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSpec:
+    """What the head of a kind of task reads, and how much it says of it.
+
+    Attributes:
+        reads: "tokens", every hidden state; "examples", for each the sum of the states
+            at its readout positions; "readouts", each of them by itself.
+        num_outputs: K, from the number of labels.
+        drops: whether there is dropout before its layer.
+    """
+
+    reads: str
+    num_outputs: Callable[[int], int]
+    drops: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +69,7 @@ class Kind:
         widths: (width of a label) -> the columns that only it has, and their widths.
         described: (batch, examples, tokenizer, row) -> lines that say what the row of a
             batch is to predict.
-        line: the parts of a line of text, of `lines.FLAGS`.
+        line: the parts of a line of text, of `FLAGS`.
         command: of predict.py.
         help: what the command predicts.
         settings: that only it reads; `Task.own` has their values.

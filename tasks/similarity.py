@@ -14,11 +14,9 @@ import numpy as np
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.heads import HeadSpec
-from objectives.regression import regression
 from tasks import scores
 from tasks.encoding import Encoded, Examples, Split, Task, joined, text_of
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 from tasks.scores import Batch
 
 # Its square, the loss, must be a float32, and so must be the sums of squares.
@@ -110,6 +108,13 @@ def described(
     )
 
 
+def loss(output: Any, batch: dict) -> tuple:
+    """Of the scores [B, E, 1]."""
+    from objectives.regression import regression
+
+    return regression(output[..., 0], batch["scores"], batch["weights"])
+
+
 KIND = Kind(
     columns={"text_columns": (2, 2)},
     labels=None,
@@ -118,9 +123,7 @@ KIND = Kind(
     ),
     encode=encode,
     head=HeadSpec(reads="examples", num_outputs=lambda labels: 1),
-    loss=lambda scores, batch: regression(
-        scores[..., 0], batch["scores"], batch["weights"]
-    ),
+    loss=loss,
     found=lambda batch, found: scores.by_slot(batch, found[..., 0]),
     predict=predict,
     metrics=("pearson", "spearman"),

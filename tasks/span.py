@@ -16,15 +16,12 @@ import string
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.heads import HeadSpec
-from objectives.span import span
 from settings import Setting
 from tasks import answers, scores
 from tasks.encoding import (
@@ -37,13 +34,12 @@ from tasks.encoding import (
     joined,
     text_of,
 )
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 from tasks.scores import Batch
 
 N_BEST, MAX_ANSWER_PIECES = 20, 30  # run_squad.py
 # Takes a position out of a softmax; finite, so that a slot that shows nothing has a
 # finite loss, which its weight makes 0.
-MASKED_SCORE = -1e30
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:
@@ -169,20 +165,12 @@ def windows_fit(config: Any) -> str | None:
     return None
 
 
-def loss(token_scores: Float[Array, "B T 2"], batch: dict) -> tuple:
-    """Starts and ends, each among the tokens of the example's own window."""
+def loss(token_scores: Any, batch: dict) -> tuple:
+    """Of scores [B, T, 2]: starts and ends, each among its example's own tokens."""
+    from objectives.span import span, within_segments
+
     own = within_segments(token_scores, batch["segment_ids"], batch["starts"].shape[1])
     return span(own, batch["starts"], batch["ends"], batch["weights"])
-
-
-def within_segments(
-    token_scores: Float[Array, "B T 2"], segment_ids: Int[Array, "B T"], slots: int
-) -> Float[Array, "B E T 2"]:
-    """For each slot, of which i has segment i + 1, the scores of its own tokens, all
-    others out of the softmax."""
-    numbers = jnp.arange(1, slots + 1)[None, :, None]
-    own = segment_ids[:, None, :] == numbers
-    return jnp.where(own[..., None], token_scores[:, None], MASKED_SCORE)
 
 
 def found(
@@ -309,7 +297,7 @@ KIND = Kind(
     command="answer",
     help="the words of a context that answer",
     settings=(
-        Setting("task.question_columns", tuple, "The question."),
+        Setting("task.question_columns", tuple, "The question.", items="texts"),
         Setting("task.null_answers", bool, 'span: "" where no answer scores better.'),
         Setting(
             "task.null_position",

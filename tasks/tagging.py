@@ -15,8 +15,6 @@ from jaxtyping import Float, Int
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from models.heads import HeadSpec
-from objectives.cross_entropy import weighted_cross_entropy
 from tasks import scores
 from tasks.encoding import (
     Encoded,
@@ -27,7 +25,7 @@ from tasks.encoding import (
     list_of,
     word_prefix,
 )
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 from tasks.scores import Batch
 
 NOT_COUNTED = "-100"  # as in token labels of transformers and PyTorch
@@ -230,15 +228,20 @@ def described(
     return ["  " + " ".join(f"{w}/{n}" for w, n in zip(words, names, strict=True))]
 
 
+def loss(output: Any, batch: dict) -> tuple:
+    """Of the scores [B, T, K] of tags."""
+    from objectives.cross_entropy import weighted_cross_entropy
+
+    return weighted_cross_entropy(output, batch["labels"], batch["weights"])
+
+
 KIND = Kind(
     columns={"text_columns": (1, 1)},
     labels=counted_tags,
     misfit=misfit,
     encode=encode,
     head=HeadSpec(reads="tokens", num_outputs=lambda labels: labels),
-    loss=lambda scores, batch: weighted_cross_entropy(
-        scores, batch["labels"], batch["weights"]
-    ),
+    loss=loss,
     found=found,
     predict=predict,
     metrics=("entity_f1", "entity_precision", "entity_recall", "accuracy"),

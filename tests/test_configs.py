@@ -195,7 +195,22 @@ def test_no_setting_is_dead():
         ("optim.b2", 1.0, "must be a number, at least 0 and less than 1"),
         ("optim.warmup_steps", 20, "less than optim.total_steps=20"),
         ("optim.groups", ((".*", {"froze": True}),), "the setting 'froze'"),
+        ("optim.groups", ((".*", {"schedule": 5}),), "schedule=5: use one of linear"),
+        ("optim.groups", ((".*", {"thaw_at": True}),), "thaw_at=True: it must be a n"),
+        ("optim.groups", ((".*", {"thaw_at": 0.5}),), "thaw_at=0.5: use a whole numb"),
         ("optim.groups", "frozen", "must be a tuple"),
+        ("optim.no_decay", (5,), "must be a tuple of regular expressions"),
+        ("optim.total_steps", "1e999 tokens", "or a text such as '300M tokens'"),
+        ("data.phases", ((1, {"batch_size": 10**30}),), "must be a whole number"),
+        ("data.tokenizer.special_tokens", "mask", "'mask' is no ROLE=PIECE"),
+        (
+            "data.tokenizer.special_tokens",
+            "mask=x",
+            "is of a tokenizer that is brought",
+        ),
+        ("data.tokenizer.casing", "cased", "is of a tokenizer that is brought"),
+        ("data.tokenizer.casing", "lower", "must be one of found, cased, uncased"),
+        ("seed", 2**32, "at least 0 and less than 4294967296"),
         ("objective.mask_rate", 1.5, "must be a number, more than 0 and at most 1"),
         ("objective.mask_rate", "half", "must be a number, more than 0"),
         ("data.heldout_fraction", 0.0, "must be a number, more than 0 and less than 1"),
@@ -240,6 +255,37 @@ def test_settings_of_fine_tuning_that_make_no_sense_are_refused(path, value, mes
     config.update_from_flattened_dict({path: value})
     with pytest.raises(UserError, match=message):
         configs.check(config)
+
+
+# Of each type, values of the others, and of its own what no run can have.
+OTHERS = {
+    bool: (5, "x", None, (True,)),
+    int: ("x", 1.5, None, True, (5,), {"a": 1}, 2**63),
+    float: ("x", None, True, (0.5,), {"a": 1}, math.inf, math.nan, -math.inf),
+    str: (5, None, True, ("x",), {"a": 1}),
+    tuple: (5, "x", None, {"a": 1}, (5,), ((1,),), (None,), ("(",), ((".*", 5),)),
+}
+OF_TEXTS = ("task.text_columns", "task.question_columns", "task.answer_columns")
+
+
+@pytest.mark.parametrize("name", ["bert_mini", "bert_base", "gpt2", "finetune.topic"])
+def test_a_value_of_another_type_is_refused_in_one_sentence(name):
+    """Every setting, those of other kinds of task as well, whatever it is given."""
+    config = get_config(name, "tiny")
+    if "task" in config:
+        config.data.train = "topics.tsv"
+    values = configs.flatten(config)
+    for path, row in (_settings.other_rows(values) | _settings.rows_of(values)).items():
+        *groups, key = path.split(".")
+        for value in OTHERS[row.type]:
+            if value == ("(",) and path in (*OF_TEXTS, "task.labels"):
+                continue  # a text
+            tree = config.to_dict()
+            functools.reduce(dict.__getitem__, groups, tree)[key] = value
+            with pytest.raises(UserError) as found:
+                configs.check(ConfigDict(tree))
+            said = str(found.value)
+            assert "\n" not in said and (path in said or isinstance(value, dict))
 
 
 def test_a_schedule_that_is_scaled_by_the_warm_up_needs_one():
@@ -361,23 +407,26 @@ def test_settings_are_shown_as_they_are(switch, capsys):
     assert ("--workdir: The run folder" in shown) == (switch == "--help")
 
 
-@pytest.mark.parametrize("command", [*configs.COMMANDS])
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["--help"], 0, "usage: "),
-        (["--confg=x"], 2, "error: --config is missing"),
-        (["--config={}", "--wrkdir=x"], 2, "Did you mean: workdir"),
-        (
-            ["--config={}", "--config.optim.lr=1"],
-            2,
-            "did you mean --config.optim.learn",
-        ),
-    ],
+WITH_CONFIG = (
+    (["--help"], 0, "usage: "),
+    (["--confg=x"], 2, "error: --config is missing"),
+    (["--config={}", "--wrkdir=x"], 2, "Did you mean: workdir"),
+    (["--config={}", "--config.optim.lr=1"], 2, "did you mean --config.optim.learn"),
 )
+FLAGS = [(command, *line) for command in configs.COMMANDS for line in WITH_CONFIG]
+FLAGS += [
+    ("predict.py", ["answer", "--help"], 0, "--question QUESTION"),
+    ("predict.py", ["embed", "--workdir=x", "--pooling=x"], 2, "invalid choice: 'x'"),
+    ("convert.py", ["import", "--help"], 0, "--source SOURCE"),
+    ("convert.py", ["export", "--workdr=x"], 2, "arguments are required: --workdir"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "status", "said"), FLAGS)
 def test_flags_are_read_before_jax_is_imported(command, arguments, status, said):
-    example = configs.COMMANDS[command].example
-    words = [word.format(example) for word in arguments]
+    words = arguments
+    if command in configs.COMMANDS:
+        words = [word.format(configs.COMMANDS[command].example) for word in arguments]
     script = (
         "import runpy, sys\n"
         "try:\n"

@@ -29,11 +29,11 @@ from errors import UserError
 from formats import google, transformers
 from formats.names import ARCHITECTURES
 from models import heads
-from models.heads import HeadSpec
 from models.transformer import Block, logits
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
 from tasks.encoding import make_frame
+from tasks.record import HeadSpec
 from training.checkpoints import load_params
 from training.optimizers import (
     assign_groups,
@@ -276,6 +276,32 @@ def test_export_describes_task_and_vocabulary(imported, tmp_path):
     tokenizer = tokenizers.load(str(tmp_path / "gpt2"))
     assert tokenizer.vocab_size == config["vocab_size"]
     assert tokenizer.pieces[config["eos_token_id"]] == "<|endoftext|>"
+
+
+def test_import_keeps_the_trained_rows_of_added_tokens(tmp_path):
+    """GPT-1's, which are new, come after them, and the table is as long as both."""
+    there = shutil.copytree(GOLDEN / "gpt2", tmp_path / "there")
+    weights = load_file(there / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    count, width = weights[name].shape
+    trained = np.arange(2 * width, dtype=np.float32).reshape(2, width)
+    weights[name] = np.concatenate([weights[name], trained])
+    save_file(weights, there / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"vocab_size": count + 2}))
+    added = {"<ctrl>": count, "<eod>": count + 1}
+    (there / "added_tokens.json").write_text(json.dumps(added))
+    (there / "special_tokens_map.json").write_text('{"eos_token": "<eod>"}')
+    convert.import_model(str(there), tmp_path / "run")
+    tokenizer = tokenizers.load(str(tmp_path / "run"))
+    assert tokenizer.encode_batch(["<ctrl>"])[0].tolist() == [count]
+    assert tokenizer.special_ids["end_of_text"] == count + 1
+    assert tokenizer.pieces[count + 2 :] == ["_start_", "_delimiter_", "_classify_"]
+    table = flat_params(tmp_path / "run")["embeddings/token/embedding"]
+    np.testing.assert_array_equal(table[count : count + 2], trained)
+    convert.export_model(tmp_path / "run", tmp_path / "export")
+    exported = json.loads((tmp_path / "export/config.json").read_text())
+    assert exported["eos_token_id"] == count + 1
 
 
 # Live, beside transformers itself
@@ -560,7 +586,7 @@ def test_tokenizer_config_rules_over_its_files(tmp_path):
         for lower, pieces in ((True, ["the"]), (False, ["[UNK]"])):
             rules = {"do_lower_case": lower}
             (folder / "tokenizer_config.json").write_text(json.dumps(rules))
-            tokenizer = transformers.read_tokenizer(folder)
+            tokenizer = tokenizers.load(str(folder))
             ids = tokenizer.encode_batch(["THE"])[0]
             assert [tokenizer.pieces[i] for i in ids] == pieces
 

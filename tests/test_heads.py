@@ -10,10 +10,10 @@ import pytest
 
 import models
 from models import heads
-from models.heads import HeadSpec
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.regression import regression
 from objectives.span import span
+from tasks.record import HeadSpec
 
 CLASSIFICATION = HeadSpec("examples", lambda num_labels: num_labels)
 SIMILARITY = HeadSpec("examples", lambda _: 1)

@@ -168,7 +168,7 @@ def loaded_by(statement):
     [
         "import errors, settings",
         "import data.inputs, data.labelled, data.masking, data.shards, data.windows",
-        "import pretraining, pretraining.corpus",
+        "import pretraining, pretraining.corpus, tasks",
         "import prepare",
     ],
 )

@@ -28,9 +28,9 @@ import tasks
 from configs import gpt_mini
 from configs.finetune import OF_KIND, squad, topic
 from models import heads
+from objectives.span import MASKED_SCORE, within_segments
 from tasks import KINDS, packing, predictions, scores, splits
 from tasks.encoding import joined
-from tasks.span import MASKED_SCORE, within_segments
 from training import parallel
 from training.step import term_means
 

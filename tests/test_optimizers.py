@@ -399,7 +399,7 @@ def test_no_gradient_is_computed_for_frozen_groups():
         ((("(", {}),), ("'(' is no regular expression",)),
         ((".*", {}), ("holds '.*'", "pair")),
         (((".*", {"warmup_steps": 100}),), ("warmup_steps=100", "optim.groups sets")),
-        (((".*", {"schedule": "cosin"}),), ("'cosin'", "optim.groups sets")),
+        (((".*", {"schedule": "cosin"}),), ("schedule='cosin'", "use one of")),
     ],
 )
 def test_bad_groups_are_named(params, groups, parts):

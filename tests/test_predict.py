@@ -178,7 +178,7 @@ def test_generate_is_a_function_of_its_seed(runs, capsys):
 
 def test_help_shows_the_defaults(capsys):
     for command, defaults in (
-        ("generate", "[100, [1] [0.8] [0] [1.0]"),
+        ("generate", f"[{generation.MAX_TOKENS}, [1] [0.8] [0] [1.0]"),
         ("tag", "[table]"),
     ):
         with pytest.raises(SystemExit):

@@ -921,7 +921,18 @@ def test_framing(tokenizer, tmp_path):
 def test_special_tokens_that_a_way_needs(tokenizer, tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     without_mask = tokenizers.load(str(tmp_path / "vocab.txt"))
-    check_tokenizer("causal_lm", without_mask)
+    with pytest.raises(UserError, match=r"'causal_lm' needs .*; 'end_of_text=' for n"):
+        check_tokenizer("causal_lm", without_mask)
+    path, roles = str(tmp_path / "vocab.txt"), tokenizers.parse_roles("end_of_text=")
+    without_end = tokenizers.load(path, roles)
+    check_tokenizer("causal_lm", without_end)
+    assert PRETRAININGS["causal_lm"].framing(without_end).document_end is None
+    check_tokenizer("causal_lm", tokenizers.load(path, {"end_of_text": "a"}))
+    no_mask = tokenizers.load(path, tokenizers.parse_roles("mask="))
+    with pytest.raises(
+        UserError, match=r"'masked_lm' needs .* no mask .*mask=PIECE'\)"
+    ):
+        check_tokenizer("masked_lm", no_mask)
     for name in ("masked_lm", "next_sentence"):
         check_tokenizer(name, tokenizer)
         message = rf"'{name}' needs.* has no mask \(it has cls, pad, sep, unk\)"

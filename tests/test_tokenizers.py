@@ -15,6 +15,7 @@ from data.tokenizers import (
     GPT_SPECIAL_TOKENS,
     JsonTokenizer,
     load,
+    parse_roles,
 )
 from errors import UserError
 
@@ -380,6 +381,21 @@ def test_casing_and_accents_follow_the_vocabulary(tmp_path):
     assert pieces_of("한국", jamo[0], "##" + jamo[1]) == [jamo[0], "##" + jamo[1]]
 
 
+def test_a_setting_and_a_config_decide_the_case_of_a_vocab_txt(tmp_path):
+    def pieces_of(casing, *more):
+        tokenizer = load(vocab_txt(tmp_path, [*VOCABULARY, *more]), casing=casing)
+        return [tokenizer.pieces[i] for i in tokenizer.encode_batch(["The CAFÉ"])[0]]
+
+    assert pieces_of("found") == pieces_of("uncased", "X") == ["the", "cafe"]
+    assert pieces_of("cased") == pieces_of("found", "X") == ["[UNK]", "[UNK]"]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert pieces_of("found", "X") == ["the", "cafe"]
+    assert pieces_of("cased", "X") == ["[UNK]", "[UNK]"]  # the setting is the last word
+    train("byte_bpe").save(tmp_path)
+    with pytest.raises(UserError, match=r"casing='cased' is for a vocab.txt: .*itself"):
+        load(str(tmp_path), casing="cased")
+
+
 GPT1_MERGES = ["l o", "lo w</w>", "e r</w>", "lo w", "low er</w>"]
 
 
@@ -458,6 +474,160 @@ def test_a_space_before_a_text_is_set_as_its_config_says(tmp_path, with_json):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer_config.json is not JSON"):
         load(str(tmp_path))
+
+
+END = "<|end_of_text|>"
+NO_FLAGS = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+
+
+@pytest.fixture
+def brought(tmp_path):
+    """Writes a GPT-2 vocabulary whose end of text no spelling finds, and files."""
+
+    def write(as_json=False, **files):
+        letters = sorted({*"lowerĠĊ<ct|>_ndfx"})
+        pieces = [*letters, "lo", "low", "Ġlow", "er", END]
+        vocabulary = {piece: index for index, piece in enumerate(pieces)}
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+        (tmp_path / "merges.txt").write_text("l o\nlo w\nĠ low\ne r\n")
+        if as_json:
+            load(str(tmp_path)).save(tmp_path)
+        for name, content in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        return str(tmp_path), len(pieces)
+
+    return write
+
+
+def test_a_setting_tells_the_roles_of_pieces(brought, tmp_path):
+    folder, count = brought()
+    unknown = load(folder)
+    assert unknown.special_ids == {}
+    assert len(unknown.encode_batch([f"low{END}"])[0]) > 2
+    told = load(folder, parse_roles(f"end_of_text={END} mask=x cls="))
+    assert told.special_ids == {
+        "end_of_text": count - 1,
+        "mask": told.pieces.index("x"),
+    }
+    # In raw text it stays text, and the two are not the same to whoever keeps shards.
+    assert count - 1 not in told.encode_batch([f"low{END}"])[0]
+    assert told.fingerprint != unknown.fingerprint
+    assert load(folder, parse_roles("mask=x")).fingerprint != told.fingerprint
+    (tmp_path / "saved").mkdir()
+    told.save(tmp_path / "saved")
+    for again in (load(str(tmp_path / "saved")), pickle.loads(pickle.dumps(told))):
+        assert again.special_ids == told.special_ids
+        assert (again.roles, again.fingerprint) == (told.roles, told.fingerprint)
+        assert again.decode([told.special_ids["end_of_text"]]) == END
+    with pytest.raises(
+        UserError, match=r"no piece '<end_of_text>': did you mean '<\|e"
+    ):
+        load(folder, {"end_of_text": "<end_of_text>"})
+    for wrong in ("end_of_txt=x", "x"):
+        with pytest.raises(UserError, match=r"is no ROLE=PIECE .*one of the roles pad"):
+            parse_roles(wrong)
+
+
+def test_roles_that_spelling_finds_change_nothing(tmp_path):
+    plain = load(vocab_txt(tmp_path, VOCABULARY))
+    told = load(str(tmp_path), parse_roles("mask=[MASK] pad=[PAD]"))
+    assert (told.fingerprint, told.roles) == (plain.fingerprint, {})
+    told.save(tmp_path)
+    assert not (tmp_path / "special_tokens.json").exists()
+
+
+ADDED = {"<ctrl>": 22, "<eod>": 23}
+DECODER = {
+    str(index): {"content": piece, "special": piece == "<eod>", "normalized": False}
+    | NO_FLAGS
+    for piece, index in ADDED.items()
+}
+BESIDE = {
+    "map": {
+        "special_tokens_map": {
+            "eos_token": END,
+            "additional_special_tokens": ["<eod>"],
+        },
+        "added_tokens": ADDED,
+    },
+    "config": {
+        "tokenizer_config": {
+            "tokenizer_class": "GPT2Tokenizer",
+            "eos_token": {"__type": "AddedToken", "content": END, "normalized": False}
+            | NO_FLAGS,
+            "unk_token": END,
+            "added_tokens_decoder": DECODER,
+        },
+        "special_tokens_map": {"eos_token": "low"},  # that lists them, so it counts
+        "added_tokens": {"<old>": 22},
+    },
+}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("files", BESIDE)
+def test_what_transformers_writes_beside_it_is_read(brought, files, as_json):
+    folder, count = brought(as_json, **BESIDE[files])
+    tokenizer = load(folder)
+    assert count == 22
+    assert tokenizer.special_ids == {"end_of_text": count - 1}
+    assert tokenizer.pieces[count:] == ["<ctrl>", "<eod>"]
+    # One is found in raw text, the special one stays text.
+    found = tokenizer.encode_batch(["low<ctrl>low<eod>"])[0].tolist()
+    low = tokenizer.pieces.index("low")
+    assert found[:3] == [low, 22, low] and 23 not in found
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("files", BESIDE)
+def test_live_transformers_reads_the_same(brought, files, as_json):
+    reason = "the extra parity (torch, transformers) is not installed"
+    library = pytest.importorskip("transformers", reason=reason)
+    folder, _ = brought(as_json, config={"model_type": "gpt2"}, **BESIDE[files])
+    there, here = library.AutoTokenizer.from_pretrained(folder), load(folder)
+    assert there.eos_token_id == here.special_ids["end_of_text"]
+    ids = {piece: there.convert_tokens_to_ids(piece) for piece in here.pieces}
+    assert ids == {piece: index for index, piece in enumerate(here.pieces)}
+    for text in ("low lower", "low<ctrl> lower", "<ctrl><ctrl>x"):
+        found = there(text, add_special_tokens=False)["input_ids"]
+        assert here.encode_batch([text])[0].tolist() == found
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"added_tokens": {"<ctrl>": 25}},
+            r"'<ctrl>' has the id 25, but it is 22 ther",
+        ),
+        ({"added_tokens": {"low": 3}}, r"'low' has the id 3, but it is \d+ there"),
+        ({"added_tokens": {"<ctrl>": "x"}}, r"the added tokens are damaged"),
+        ({"special_tokens_map": []}, r"special_tokens_map.json is no JSON object"),
+    ],
+)
+def test_files_beside_it_that_do_not_fit_are_named(brought, files, message):
+    folder, _ = brought(**files)
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+def test_pieces_are_added_to_sentencepiece_and_have_roles(tmp_path):
+    plain = train("sentencepiece_unigram", special_tokens=())
+    plain.save(tmp_path)
+    count = plain.vocab_size
+    added = {"<ctrl>": count, "<eod>": count + 1}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<eod>"}')
+    fox = next(i for i, piece in enumerate(plain.pieces) if piece in ("▁o", "▁the"))
+    tokenizer = load(str(tmp_path), {"mask": plain.pieces[fox]})
+    ids = {"unk": 0, "end_of_text": count + 1, "mask": fox}
+    assert tokenizer.special_ids == ids
+    found = tokenizer.encode_batch(["<ctrl>over the fox<eod>"])[0].tolist()
+    assert count in found and not {fox, count + 1} & {*found}
+    assert pickle.loads(pickle.dumps(tokenizer)).special_ids == ids
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    assert load(str(tmp_path / "saved")).special_ids == ids
 
 
 def test_a_brought_tokenizer_json_is_neither_cut_nor_padded(tmp_path):

@@ -6,6 +6,7 @@ Rates, multipliers, decay, betas and epsilons may be traced, so that trials can 
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -230,9 +231,17 @@ def parse_groups(pairs: Sequence[Any]) -> Groups:
                 )
             if name == "frozen" and not isinstance(value, bool):
                 raise UserError(f"{culprit} has frozen={value!r}: use True or False")
+            if name == "schedule" and value not in SHAPES + RELEASED_SHAPES:
+                raise UserError(
+                    f"{culprit} has schedule={value!r}: use one of "
+                    f"{', '.join(SHAPES + RELEASED_SHAPES)}"
+                )
             if name in ("frozen", "schedule") or isinstance(value, jax.Array):
                 continue
-            if not (isinstance(value, int | float) and value >= 0):
+            if name in ("warmup_steps", "thaw_at") and not isinstance(value, int):
+                raise UserError(f"{culprit} has {name}={value!r}: use a whole number")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 <= value < math.inf):
                 raise UserError(
                     f"{culprit} has {name}={value!r}: it must be a number, at least 0"
                 )

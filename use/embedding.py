@@ -19,7 +19,6 @@ from tasks.encoding import make_frame
 from use.run import Run
 
 ROWS, STEP = 32, 32  # texts in a batch; its length is a multiple
-POOLINGS = ("mean", "first", "last")
 
 
 def text_frame(run: Run) -> tuple[list[int], list[int]]:
@@ -83,7 +82,7 @@ def pooled_states(
     lengths: Int[Array, " B"],
     pooling: str,
 ) -> Float[Array, "B D"]:
-    """The final hidden states: the first, the last, or the mean over `lengths`."""
+    """The final hidden states: "first", "last", or the "mean" over `lengths`."""
     is_token = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     segments = is_token.astype(jnp.int32)
     output = model.apply(params, {"tokens": tokens, "segment_ids": segments})

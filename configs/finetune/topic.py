@@ -57,6 +57,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.tokenizer = ConfigDict(
         {  # where init_from is ""
             "path": "",  # bring your own; "" learns one from the training texts
+            "special_tokens": "",  # of it, such as "end_of_text=<eot>", where not found
+            "casing": "found",  # of a brought vocab.txt, or "cased", "uncased"
             "algorithm": "wordpiece",
             "lowercase": True,
             "strip_accents": True,

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from models.heads import HeadSpec
 from objectives.regression import regression
 from settings import Setting
 from tasks import scores
 from tasks.encoding import joined, text_of
-from tasks.record import Kind
+from tasks.record import HeadSpec, Kind
 
 UNIT = Setting("task.unit", int, "Words that count as one.", ">=1")
 
