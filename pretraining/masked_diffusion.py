@@ -15,7 +15,7 @@ from data.masking import predictions
 from data.shards import Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits
-from pretraining import masked_lm, masked_words
+from pretraining import masked_words
 from pretraining.language_model import BITS, long_enough
 from pretraining.masked_words import Windows
 from pretraining.record import HeldOut, Line, Objective, Pretraining
@@ -84,7 +84,7 @@ def evaluation(means: Mapping[str, float], heldout: Shards) -> dict[str, float]:
 PRETRAINING = Pretraining(
     special_tokens=BERT_SPECIAL_TOKENS,
     roles=masked_words.ROLES,
-    framing=masked_lm.framing,
+    framing=masked_words.framing,
     examples=make_examples,
     outputs=("masked_lm",),
     sees="both",

@@ -7,7 +7,7 @@ Liu et al. 2019, section 4.2, in rows packed full.
 from collections.abc import Callable
 
 from data.masking import Masking
-from data.shards import Framing, Shards
+from data.shards import Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits
 from pretraining import masked_words
@@ -29,12 +29,6 @@ class MaskedLmExamples:
         return self.masking.mask(self.windows.rows(visits.indices), visits.draws)
 
 
-def framing(tokenizer: Tokenizer) -> Framing:
-    """Each document is `[CLS] ... [SEP]`."""
-    ids = tokenizer.special_ids
-    return Framing(ids["cls"], ids["sep"], split_sentences=False)
-
-
 def make_examples(
     objective: Objective, tokenizer: Tokenizer, sequence_length: int
 ) -> Callable[[Shards], MaskedLmExamples]:
@@ -47,7 +41,7 @@ def make_examples(
 PRETRAINING = Pretraining(
     special_tokens=BERT_SPECIAL_TOKENS,
     roles=masked_words.ROLES,
-    framing=framing,
+    framing=masked_words.framing,
     examples=make_examples,
     outputs=("masked_lm",),
     sees="both",

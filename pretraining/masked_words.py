@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from data import draws
 from data.masking import Masking, predictions
-from data.shards import Shards
+from data.shards import Framing, Shards
 from data.tokenizers import Tokenizer
 from data.windows import EVALUATION_SEED, Batch, Text, Visits, check_text, read
 from pretraining.counts import Neighbours, frequencies, stream_of
@@ -35,6 +35,12 @@ def make_masking(objective: Objective, tokenizer: Tokenizer) -> Masking:
         max_predictions=objective.max_predictions,
         whole_word=objective.whole_word,
     )
+
+
+def framing(tokenizer: Tokenizer) -> Framing:
+    """Each document is `[CLS] ... [SEP]`."""
+    ids = tokenizer.special_ids
+    return Framing(ids["cls"], ids["sep"], split_sentences=False)
 
 
 class Windows:
