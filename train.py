@@ -266,14 +266,6 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         placement=family.placement,
         mesh=mesh,
     )
-    sizes = parameter_sizes(params)
-
-    def flops(settings: ConfigDict) -> float:
-        """Of an update; the backward pass costs two forward ones."""
-        length = settings.data.sequence_length
-        predicted = way.predicted(settings.objective, length)
-        forward = family.forward_flops(settings.model, sizes, length, predicted)
-        return 3 * forward * settings.data.batch_size * length
 
     def feed(phase: Phase, batches: Any) -> Feed:
         return Feed(batches, phase.config.data.batch_size, is_whole=False)
@@ -294,7 +286,9 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         seed=config.seed,
         plan=plan,
         phases=tuple(
-            runs.Phase(phase.first, feed(phase, batches), flops(phase.config))
+            runs.Phase(
+                phase.first, feed(phase, batches), flops_of_an_update(phase.config)
+            )
             for phase, batches in zip(course.phases, data.batches, strict=True)
         ),
         held_out=held_out,
@@ -307,6 +301,17 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         patience=0,
         fresh=lambda: fresh_params(config, model, batch, plan),
     )
+
+
+def flops_of_an_update(config: ConfigDict) -> float:
+    """The backward pass costs two forward ones."""
+    way, family = way_of(config.objective.name), models.family_of(config.model)
+    row = {"tokens": np.zeros((1, 2), np.int32)}
+    sizes = parameter_sizes(runs.shapes_of(models.build(config.model), row))
+    length = config.data.sequence_length
+    predicted = way.predicted(config.objective, length)
+    forward = family.forward_flops(config.model, sizes, length, predicted)
+    return 3 * forward * config.data.batch_size * length
 
 
 def fresh_params(

@@ -1,0 +1,67 @@
+"""What a sweep file says: `get_sweep()` returns a `Sweep`, see docs/sweeps.md."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+Overrides = dict[str, Any]  # {"optim.learning_rate": 1e-3}
+
+
+class Stage(NamedTuple):
+    """A command that each of its variants is run with.
+
+    Attributes:
+        command: "train" or "finetune".
+        config: its file, as `--config` names it.
+        variants: what each does otherwise than the file; the first one is the base.
+            Those of a later stage start from each run of the one before (`init_from`).
+    """
+
+    command: str
+    config: str
+    variants: tuple[Overrides, ...]
+
+
+class Sweep(NamedTuple):
+    """Stages, each of which starts from the runs of the one before.
+
+    Attributes:
+        seeds: that each variant is run with.
+        metrics: that are compared, of the last stage, as "eval/loss" or, fine-tuned,
+            "test/accuracy".
+        budget: of a run of the stages that pre-train: "1500 steps", "10M tokens",
+            "3e13 flops" or "600 seconds", which are those of the updates alone; "": as
+            their configs say.
+    """
+
+    stages: tuple[Stage, ...]
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    budget: str
+
+
+def product(*parts: Iterable[Overrides]) -> tuple[Overrides, ...]:
+    """Each of one part with each of the others."""
+    return tuple(_joined(chosen) for chosen in itertools.product(*parts))
+
+
+def zipped(*parts: Iterable[Overrides]) -> tuple[Overrides, ...]:
+    """The first ones of all parts, the second ones, and on."""
+    return tuple(_joined(chosen) for chosen in zip(*parts, strict=True))
+
+
+def chain(*parts: Iterable[Overrides]) -> tuple[Overrides, ...]:
+    """One part after the other."""
+    return (*itertools.chain(*parts),)
+
+
+def over(setting: str, values: Iterable[Any]) -> tuple[Overrides, ...]:
+    """A setting at each of its values."""
+    return tuple({setting: value} for value in values)
+
+
+def _joined(chosen: Iterable[Overrides]) -> Overrides:
+    together: Overrides = {}
+    for overrides in chosen:
+        together |= overrides
+    return together

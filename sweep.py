@@ -1,0 +1,409 @@
+"""Runs a list of trials, each a normal run folder, and compares them.
+
+    python sweep.py --sweep=configs/sweeps/rates.py --workdir=sweeps/rates [--list]
+    python sweep.py compare runs/one runs/other [--output=compared]
+
+The same line again goes on where it was: what is done is not run again, a trial that
+was killed resumes, one that failed waits for --retry. docs/sweeps.md says how a sweep
+is written, and what its report shows.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import re
+import statistics
+import subprocess
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import configs
+import errors
+from configs.sweeps import Overrides, Stage, Sweep
+from data import cache
+from errors import UserError
+from settings import NUMBER, SCALES
+from training import comparison
+from training.metrics import read_metrics
+
+SCRIPTS = {"train": "train.py", "finetune": "finetune.py"}
+TIMED_STEPS = 40  # that a budget of seconds is measured with
+BUDGETS = ("steps", "tokens", "flops", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a stage.
+
+    Attributes:
+        variant: its name, without the seed.
+        overrides: of the stage's config, the seed and the budget among them.
+        after: the trial that it starts from.
+    """
+
+    stage: Stage
+    variant: str
+    seed: int
+    folder: Path
+    overrides: Overrides
+    after: "Trial | None"
+
+    def line(self) -> list[str]:
+        """As typed on the command line, without the folder."""
+        script, given = SCRIPTS[self.stage.command], self.overrides
+        words = [f"--config.{name}={value}" for name, value in given.items()]
+        return [script, f"--config={self.stage.config}", *words]
+
+    def outcome(self) -> dict[str, Any]:
+        """{"status": "done", "failed" or "open"}, and of a failed one the "error"."""
+        path = self.folder / "trial.json"
+        return json.loads(path.read_text()) if path.exists() else {"status": "open"}
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse_arguments(argv[1:])
+    if arguments.runs:
+        comparison.compare([Path(run) for run in arguments.runs], arguments.output)
+        return 0
+    workdir = arguments.workdir
+    asked = read_sweep(arguments.sweep)
+    trials = make_trials(asked, workdir)
+    for trial in trials:
+        check(trial)
+    if arguments.list:
+        print(listed(asked, trials))
+        return 0
+    errors.check_folder(workdir, "--workdir")
+    trials = [budgeted(asked, trial, workdir) for trial in trials]
+    print(listed(asked, trials), flush=True)
+    status = run_all(trials, arguments.retry, arguments.processes)
+    if status == 0:
+        last = [trial for trial in trials if trial.stage is asked.stages[-1]]
+        report(asked, last, workdir)
+        failed = [trial for trial in trials if trial.outcome()["status"] == "failed"]
+        for trial in failed:
+            print(f"FAILED {trial.folder}: {trial.outcome()['error']}")
+        if failed:
+            print("--retry runs those that failed again")
+    return status
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    if argv[:1] == ["compare"]:
+        parser = argparse.ArgumentParser(prog="sweep.py compare")
+        parser.add_argument("runs", nargs="+", help="run folders")
+        parser.add_argument(
+            "--output", type=Path, default=Path("compared"), help="folder [%(default)s]"
+        )
+        return parser.parse_args(argv[1:])
+    parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--sweep", required=True, help="a file such as those named")
+    parser.add_argument("--workdir", type=Path, required=True, help="of all its runs")
+    parser.add_argument("--list", action="store_true", help="shows the trials, no more")
+    parser.add_argument("--retry", action="store_true", help="those that failed, too")
+    parser.add_argument(
+        "--processes", type=int, default=0, help="trials at once [0: in this process]"
+    )
+    parser.set_defaults(runs=())
+    return parser.parse_args(argv)
+
+
+# Sweep file -> trials.
+
+
+def read_sweep(path: str) -> Sweep:
+    """The sweep of a file.
+
+    Raises:
+      UserError: no such file, or a sweep without trials, or of what there is not.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--sweep={path}: no such file")
+    spec = importlib.util.spec_from_file_location("asked_sweep", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_sweep"):
+        raise UserError(f"--sweep={path} has no get_sweep(): see docs/sweeps.md")
+    sweep = module.get_sweep()
+    for number, stage in enumerate(sweep.stages):
+        if stage.command not in SCRIPTS:
+            raise UserError(
+                f"stage {number} of {path} has the command {stage.command!r}: it is "
+                f"one of {', '.join(SCRIPTS)}"
+            )
+        if not stage.variants:
+            raise UserError(
+                f"stage {number} of {path} has no variants: ({{}},) is the config alone"
+            )
+    if not sweep.stages or not sweep.seeds:
+        raise UserError(f"{path} has no {'seeds' if sweep.stages else 'stages'}")
+    if sweep.budget and parse_budget(sweep.budget) is None:
+        raise UserError(
+            f"budget={sweep.budget!r} of {path} is none: write it as '1500 steps', "
+            "'10M tokens', '3e13 flops' or '600 seconds'"
+        )
+    return sweep
+
+
+def parse_budget(text: str) -> tuple[float, str] | None:
+    """(1500.0, "steps")"""
+    found = re.fullmatch(f"{NUMBER} ?([kMBT]?) ?({'|'.join(BUDGETS)})", text)
+    return (float(found[1]) * SCALES[found[2]], found[3]) if found else None
+
+
+def make_trials(sweep: Sweep, workdir: Path) -> list[Trial]:
+    """All trials, those of a stage after those that they start from.
+
+    Raises:
+      UserError: two trials of one name.
+    """
+    trials: list[Trial] = []
+    before: list[Trial | None] = [None]
+    for number, stage in enumerate(sweep.stages):
+        made = []
+        for after in before:
+            for overrides in stage.variants:
+                made += of_variant(sweep, number, overrides, after, workdir)
+        names = [str(trial.folder) for trial in made]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"two trials have one name: {min(twice)}")
+        trials += made
+        before = [*made]
+    return trials
+
+
+def of_variant(
+    sweep: Sweep, number: int, overrides: Overrides, after: Trial | None, workdir: Path
+) -> list[Trial]:
+    """A variant with each seed, or with that of the trial before."""
+    stage, start = sweep.stages[number], {}
+    name = variant_name(overrides)
+    if after is not None:
+        start = {"init_from": str(after.folder)}
+        name = f"{after.variant}, {name}"
+    return [
+        Trial(
+            stage,
+            name,
+            seed,
+            workdir / f"{number}_{stage.command}" / name.replace(", ", "_") / f"{seed}",
+            {**overrides, **start, "seed": seed},
+            after,
+        )
+        for seed in (sweep.seeds if after is None else [after.seed])
+    ]
+
+
+def variant_name(overrides: Overrides) -> str:
+    """learning_rate=0.001, ...: what differs, "base" where nothing does."""
+    words = [f"{name.split('.')[-1]}={value}" for name, value in overrides.items()]
+    return re.sub(r"[^\w=.,+ -]", "-", ", ".join(words)) or "base"
+
+
+def check(trial: Trial) -> None:
+    """UserError where a trial's line is wrong, before anything runs."""
+    try:
+        configs.check(read_config(trial))
+    except UserError as error:
+        raise UserError(f"trial {trial.variant!r}: {error}") from error
+
+
+def read_config(trial: Trial) -> Any:
+    return configs.parse(trial.line(), SCRIPTS[trial.stage.command]).config
+
+
+# Budgets.
+
+
+def budgeted(sweep: Sweep, trial: Trial, workdir: Path) -> Trial:
+    """The trial with the budget as its number of updates, which the folder keeps."""
+    if not sweep.budget or trial.stage.command != "train":
+        return trial
+    steps = steps_of(sweep.budget, trial, workdir)
+    given = trial.overrides | {"optim.total_steps": steps}
+    if "optim.eval_every_steps" not in given:
+        given["optim.eval_every_steps"] = max(1, steps // 5)
+    if "optim.warmup_steps" not in given:
+        given["optim.warmup_steps"] = max(1, steps // 20)
+    return dataclasses.replace(trial, overrides=given)
+
+
+def steps_of(budget: str, trial: Trial, workdir: Path) -> int:
+    """Updates that a trial's budget allows; what is measured is so once a variant."""
+    amount, unit = parse_budget(budget) or (0, "")
+    config = read_config(trial)
+    tokens = config.data.batch_size * config.data.sequence_length
+    if unit == "steps":
+        return round(amount)
+    if unit == "tokens":
+        return max(1, round(amount / tokens))
+    if unit == "flops":
+        return max(1, round(amount / update_flops(trial)))
+    path = workdir / "timing" / f"{trial.variant.replace(', ', '_')}.json"
+    if not path.exists():
+        seconds = tokens / tokens_per_second(trial, workdir)
+        found = {"seconds_an_update": seconds, "steps": max(1, int(amount / seconds))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_whole(path, json.dumps(found).encode())
+    return json.loads(path.read_text())["steps"]
+
+
+def tokens_per_second(trial: Trial, workdir: Path) -> float:
+    """Of the first updates, without compiling and evaluating."""
+    folder = workdir / "timing" / trial.variant.replace(", ", "_")
+    given = {"total_steps": TIMED_STEPS, "eval_every_steps": TIMED_STEPS}
+    given |= {"warmup_steps": 1}
+    overrides = {f"optim.{name}": value for name, value in given.items()}
+    overrides |= {"run.log_every_steps": 5, "data.heldout_tokens": 1}
+    timed = dataclasses.replace(
+        trial, overrides=trial.overrides | overrides, folder=folder
+    )
+    execute(timed)
+    rows = read_metrics(folder / "metrics.jsonl")
+    rates = [row["train/tokens_per_second"] for row in rows if "train/loss" in row]
+    return statistics.median(rates[1:])
+
+
+def update_flops(trial: Trial) -> float:
+    """Of one update of a trial that pre-trains."""
+    import train  # and with it jax
+
+    return train.flops_of_an_update(read_config(trial))
+
+
+def listed(sweep: Sweep, trials: list[Trial]) -> str:
+    """The trials, and what they cost as far as that is known."""
+    lines, total = [], 0.0
+    for trial in trials:
+        cost = ""
+        if trial.stage.command == "train":
+            steps = read_config(trial).optim.total_steps
+            if isinstance(steps, int):
+                flops = steps * update_flops(trial)
+                cost, total = f"{steps:,} updates, {flops:.1e} FLOPs", total + flops
+        if sweep.budget and "optim.total_steps" not in trial.overrides and cost:
+            cost, total = f"budget {sweep.budget}", 0.0
+        status = trial.outcome()["status"]
+        lines.append(f"{status:6} {trial.folder}  {cost}")
+    told = f"{len(trials)} trials" + (f", {total:.1e} FLOPs" if total else "")
+    if sweep.budget.endswith("seconds"):
+        amount, _ = parse_budget(sweep.budget) or (0, "")
+        count = sum(trial.stage.command == "train" for trial in trials)
+        told += f", about {amount * count / 60:.0f} minutes of pre-training updates"
+    return "\n".join([*lines, told])
+
+
+# Running.
+
+
+def run_all(trials: list[Trial], retry: bool, processes: int) -> int:
+    """Runs what is open, stage by stage; the exit status of one that was stopped."""
+    stages = [*dict.fromkeys(id(trial.stage) for trial in trials)]
+    for stage in stages:
+        mine = [trial for trial in trials if id(trial.stage) == stage]
+        mine = [trial for trial in mine if is_open(trial, retry)]
+        if processes:
+            with ThreadPoolExecutor(processes) as pool:
+                statuses = [*pool.map(run_apart, mine)]
+            if stopped := [status for status in statuses if status >= 128]:
+                return stopped[0]
+            continue
+        for number, trial in enumerate(mine, 1):
+            print(f"\ntrial {number} of {len(mine)}: {trial.folder}", flush=True)
+            if status := run_here(trial):
+                return status
+    return 0
+
+
+def is_open(trial: Trial, retry: bool) -> bool:
+    status = trial.outcome()["status"]
+    return status == "open" or (retry and status == "failed")
+
+
+def needs_failed(trial: Trial) -> str:
+    """Why a trial cannot begin; "" where it can."""
+    if trial.after is None or trial.after.outcome()["status"] == "done":
+        return ""
+    return f"it starts from {trial.after.folder}, which is not done"
+
+
+def run_here(trial: Trial) -> int:
+    """Runs a trial, and keeps how it ended; not 0 where a signal stopped it."""
+    error = needs_failed(trial)
+    if not error:
+        try:
+            if status := execute(trial):
+                return status
+        except UserError as failure:
+            error = str(failure)
+        except Exception as failure:  # one trial's fault is not that of the others
+            traceback.print_exc()
+            error = repr(failure)
+    keep_outcome(trial, error)
+    return 0
+
+
+def execute(trial: Trial) -> int:
+    """The exit status of the trial's run, in this process."""
+    import finetune
+    import train
+
+    runs = {"train": train.train, "finetune": finetune.finetune}
+    return runs[trial.stage.command](read_config(trial), trial.folder).exit_status
+
+
+def run_apart(trial: Trial) -> int:
+    """As `run_here`, in a process of its own, whose output is in log.txt."""
+    error, status = needs_failed(trial), 0
+    if not error:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        line = [*trial.line(), f"--workdir={trial.folder}"]
+        root = Path(__file__).parent
+        with (trial.folder / "log.txt").open("a") as log:
+            status = subprocess.run(
+                [sys.executable, root / line[0], *line[1:]],
+                stdout=log,
+                stderr=log,
+                check=False,
+            ).returncode
+        if status < 0 or status >= 128:
+            return abs(status) if status > 0 else 128 - status
+        error = f"exit status {status}: see {trial.folder / 'log.txt'}" * bool(status)
+    print(f"{'failed' if error else 'done'}: {trial.folder}", flush=True)
+    keep_outcome(trial, error)
+    return 0
+
+
+def keep_outcome(trial: Trial, error: str) -> None:
+    """trial.json of the run folder."""
+    found = {"status": "failed", "error": error} if error else {"status": "done"}
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    cache.write_whole(trial.folder / "trial.json", json.dumps(found).encode())
+
+
+# Comparing.
+
+
+def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> None:
+    """report.md, .csv, .html and pictures, of the trials of the last stage.
+
+    Raises:
+      UserError: a metric that no trial has.
+    """
+    done = [trial for trial in trials if trial.outcome()["status"] == "done"]
+    runs = [
+        comparison.Run(trial.variant, trial.seed, trial.folder, " ".join(trial.line()))
+        for trial in done
+    ]
+    swept = {trial.variant: trial.overrides for trial in done}
+    comparison.write_report(runs, sweep.metrics, swept, workdir)
+
+
+if __name__ == "__main__":
+    errors.run(main)
