@@ -60,6 +60,7 @@ ROLES = {
     "delimiter": ("_delimiter_",),
     "extract": ("_classify_",),
 }
+TASK_ROLES = ("start", "delimiter", "extract")  # that no text of pre-training has
 
 
 class JsonTokenizer:

@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Integer
 from tqdm import tqdm
 
 import models
-from data.tokenizers import count_unknown
+from data.tokenizers import TASK_ROLES, count_unknown
 from errors import UserError
 from models import Model
 from models.transformer import logits
 from tasks import packing
 from tasks.encoding import Encoded, Examples
 from tasks.packing import RowShape
-from use.run import Run
+from use.run import PRETRAINED_PRECISION, Run
 
 BATCH_TOKENS = 4096
 MOST_LOGITS = 1 << 26  # of a batch: 256 MiB
@@ -140,8 +140,12 @@ def way_of(run: Run, asked: str | None = None) -> str:
             "probability: score the run that it began from, or this one by score.py "
             "task --input=FILE, without --spec"
         )
-    there = models.outputs_of(run.config.model) & {*run.way.outputs}
-    can = [name for name, way in WAYS.items() if way.output in there]
+    can = [
+        name
+        for name, way in WAYS.items()
+        if way.output in run.way.outputs
+        and way.output in models.outputs_of(fields_for(run, way))
+    ]
     if asked is None and len(can) == 1:
         return can[0]
     if asked in can:
@@ -154,6 +158,14 @@ def way_of(run: Run, asked: str | None = None) -> str:
         f"{'' if asked is None else f' (--as={asked})'}: "
         f"{told or 'it predicts no words'}"
     )
+
+
+def fields_for(run: Run, way: Way) -> dict[str, Any]:
+    """`model` of a run, made to see what the way needs where the family can do either:
+    then it has a field `sees`."""
+    fields = run.config.model.to_dict() | {"precision": PRETRAINED_PRECISION}
+    sides = {"sees": "both" if way.sees_both else "left"}
+    return fields | sides if "sees" in fields else fields
 
 
 def whole_texts(
@@ -183,12 +195,9 @@ def whole_texts(
 def never_meant(run: Run) -> Int[np.ndarray, " S"]:
     """The tokens that frame a task's text alone: no text that was read has them, and an
     import may have added them, so that no probability is theirs."""
-    framing, special = run.way.framing(run.tokenizer), run.tokenizer.special_ids
-    frame = run.family.frame
-    tasks = {frame.first, frame.between, frame.last} - {*run.way.roles}
-    ids = {special[role] for role in tasks if role in special}
-    ids -= {framing.document_start, framing.document_end}
-    return np.array(sorted(ids), np.int32)
+    special = run.tokenizer.special_ids
+    ids = [special[role] for role in TASK_ROLES if role in special]
+    return np.array(ids, np.int32)
 
 
 def check_length(run: Run, way: str, text: Counted, place: str) -> None:
@@ -216,6 +225,7 @@ def log_probabilities(
         within_word: the masked way's other form.
     """
     keys = [(text.tokens.tobytes(), text.first, text.last) for text in texts]
+    model = models.build(fields_for(run, WAYS[way]))
     distinct = dict(zip(keys, texts, strict=True))
     order = sorted(distinct, key=lambda key: len(distinct[key].tokens), reverse=True)
     numbers = {key: number for number, key in enumerate(order)}
@@ -228,7 +238,7 @@ def log_probabilities(
         if shape is None:
             lengths = np.array([len(text.tokens) for text in distinct.values()])
             shape = make_shape(lengths, examples, run.config.model.vocab_size)
-        for chosen, found, is_best in scored(run, WAYS[way].output, examples, shape):
+        for chosen, found, is_best in scored(run, model, WAYS[way], examples, shape):
             owner = owners[chosen]
             sums += np.bincount(owner, found, len(order))
             counts += np.bincount(owner, minlength=len(order))
@@ -270,16 +280,18 @@ def make_shape(
 
 
 def scored(
-    run: Run, output: str, examples: Examples, shape: RowShape
+    run: Run, model: Model, way: Way, examples: Examples, shape: RowShape
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Float64[np.ndarray, " n"], np.ndarray]]:
     """Of each batch the tokens that count: whose each is, its log-probability, and
     whether it is the likeliest."""
     computed, never = [], never_meant(run)
     for batch in packing.evaluation_batches(examples, shape):
         counted = compact(batch)
-        read = {name: batch[name] for name in run.model.inputs if name in batch}
+        read = {name: batch[name] for name in model.inputs if name in batch}
+        if way.sees_both and "predict_positions" in model.inputs:  # spares its head
+            read["predict_positions"] = counted["predict_positions"]
         # Not waited for: the next batch is laid out meanwhile.
-        found = word_scores(run.model, run.params, read | counted, never, output)
+        found = word_scores(model, run.params, read, counted, never, way.output)
         computed.append((owners_of(batch, counted), counted["weights"] > 0, found))
     for owners, is_counted, (found, is_best) in computed:
         yield (
@@ -319,21 +331,25 @@ def word_scores(
     model: Model,
     params: Any,
     batch: dict[str, Array],
+    counted: dict[str, Array],
     never: Int[Array, " S"] | Int[np.ndarray, " S"],
     output: str,
 ) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
     """log p(target) in nats at `predict_positions`, and whether none is likelier.
 
-    The words of `never` have no probability.
+    Args:
+        batch: that the model reads.
+        counted: of `compact`.
+        never: words that have no probability.
     """
     prediction = model.apply(params, batch)[output]
-    if "predict_positions" not in model.inputs:
-        places = batch["predict_positions"][:, :, None]
+    if "predict_positions" not in batch:
+        places = counted["predict_positions"][:, :, None]
         states = jnp.take_along_axis(prediction.states, places, axis=1)
         prediction = prediction._replace(states=states)
     bias = prediction.bias
     bias = jnp.zeros(len(prediction.table)) if bias is None else bias
     scores = logits(prediction._replace(bias=bias.at[never].set(-jnp.inf)))
-    target = jnp.take_along_axis(scores, batch["targets"][..., None], axis=-1)[..., 0]
+    target = jnp.take_along_axis(scores, counted["targets"][..., None], axis=-1)[..., 0]
     likeliest = target >= scores.max(axis=-1)
     return target - jax.nn.logsumexp(scores, axis=-1), likeliest
