@@ -161,6 +161,13 @@ def perplexity_command(run: Run, arguments: argparse.Namespace) -> dict[str, Mea
 
 def task_command(run: Run, arguments: argparse.Namespace) -> dict[str, Measured]:
     if run.task is not None and arguments.spec is None:
+        for flag in ("examples", "shots", "way", "within_word"):
+            if getattr(arguments, flag):
+                name = "as" if flag == "way" else flag
+                raise UserError(
+                    f"--{name} goes with --spec, and {arguments.workdir} was "
+                    f"fine-tuned for {run.task.kind}: remove it"
+                )
         return use.measure(run, labelled.read(arguments.input))
     way = way_asked(run, arguments)
     if arguments.spec is None:

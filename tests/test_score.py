@@ -129,7 +129,7 @@ def test_rows_are_full_and_hold_what_fits(runs):
     run = runs["masked"]
     texts = scoring.whole_texts(run, "masked", GOOD * 30, GOOD * 30)
     ((owners, examples),) = scoring.chunks(run, "masked", texts, False)
-    shape = scoring.make_shape(np.array([8, 11]), examples, 40)
+    shape = scoring.make_shape(run, "masked", texts, examples)
     batches = [*scoring.packing.evaluation_batches(examples, shape)]
     filled = sum(np.count_nonzero(batch["segment_ids"]) for batch in batches)
     assert filled == examples.lengths.sum()
@@ -301,7 +301,7 @@ def test_broken_pairs_are_one_message(
 def test_other_mistakes_are_one_message(runs, tmp_path, monkeypatch, capsys):
     workdir, text = f"--workdir={runs['causal'].folder}", tmp_path / "text.txt"
     text.write_text("the world\n")
-    given = f"--input={text}"
+    given, tuned = f"--input={text}", f"--workdir={runs['tuned'].folder}"
     for words, said in (
         (["pairs", workdir, f"--input={tmp_path}/no"], "no such file or folder"),
         (["pairs", "--workdir=nowhere", given], "is not a run folder"),
@@ -310,6 +310,7 @@ def test_other_mistakes_are_one_message(runs, tmp_path, monkeypatch, capsys):
         (["perplexity", workdir, given, "--stride=99"], "from 1 to 12"),
         (["perplexity", workdir, f"--input={tmp_path}/no.txt"], "no.txt"),
         (["task", workdir, f"--input={tmp_path}/no.tsv"], "--spec is missing"),
+        (["task", tuned, f"--input={tmp_path}/no.tsv", "--shots=2"], "--shots goes"),
     ):
         status, told = status_of(monkeypatch, capsys, *words)
         assert status == 2 and said in told and told.count("\n") == 1, (said, told)
@@ -464,6 +465,13 @@ def test_a_task_from_the_command_line(runs, tmp_path):
     assert found["accuracy"].value >= 2 / 3 == found["majority"].value
     with pytest.raises(UserError, match="--examples is missing"):
         score.score([*line, f"--spec={spec}"])
+    spec.write_text('{"templates": ["{label}"], "labels": {"yes": "a", "no": "b"}}')
+    for flags, said in (
+        ([f"--examples={table}"], "--examples is for --shots"),
+        (["--shots=1"], "--shots=1, but --examples has 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            score.score([*line, f"--spec={spec}", *flags])
     for content, said in (
         ("{", "not JSON"),
         ("{}", "it needs templates, and labels"),

@@ -172,6 +172,13 @@ def score_task(
         UserError: a column or label that is not there; too few examples; what counts is
             longer than the model.
     """
+    if shots and spec.is_threshold:
+        raise UserError("--shots goes with labels, and this spec has a threshold")
+    if examples and not shots and not spec.is_threshold:
+        raise UserError(
+            "--examples is for --shots, or for a spec with a threshold: remove it, or "
+            "say how many are shown, as in --shots=4"
+        )
     if shots > len(examples):
         raise UserError(
             f"--shots={shots}, but --examples has {len(examples)} records: name a file "

@@ -236,8 +236,7 @@ def log_probabilities(
         run, way, [distinct[key] for key in order], within_word
     ):
         if shape is None:
-            lengths = np.array([len(text.tokens) for text in distinct.values()])
-            shape = make_shape(lengths, examples, run.config.model.vocab_size)
+            shape = make_shape(run, way, [*distinct.values()], examples)
         for chosen, found, is_best in scored(run, model, WAYS[way], examples, shape):
             owner = owners[chosen]
             sums += np.bincount(owner, found, len(order))
@@ -268,13 +267,17 @@ def chunks(
 
 
 def make_shape(
-    lengths: Int[np.ndarray, " N"], examples: Examples, vocab_size: int
+    run: Run, way: str, texts: Sequence[Counted], examples: Examples
 ) -> RowShape:
-    """Rows for texts of all these lengths; no more than the first examples fill."""
-    longest = max(int(lengths.max()), 8)
-    length = packing.row_length(lengths, max(64, 2 * longest), read_once=True)
-    wanted = min(BATCH_TOKENS, MOST_LOGITS // vocab_size) // length
-    filled = -(-int(examples.lengths.sum()) // length)
+    """Rows for all these texts; no more than the first examples fill."""
+    lengths = np.array([len(text.tokens) for text in texts])
+    if WAYS[way].sees_both:  # a copy for each token
+        lengths = np.repeat(lengths, [text.last - text.first for text in texts])
+    most = max(128, 2 * int(lengths.max()))
+    length = packing.row_length(lengths, most, read_once=True)
+    wanted = min(BATCH_TOKENS, MOST_LOGITS // run.config.model.vocab_size) // length
+    ordered = np.sort(examples.lengths)[::-1]
+    filled = len(packing.pack(ordered, length, slots=length))
     batches = -(-filled // max(1, wanted))  # the last one shall be full, too
     return RowShape(-(-filled // batches), length, slots=length, packed=True)
 
