@@ -140,3 +140,15 @@ def check_folder(folder: Path, flag: str) -> None:
         fault = "this process cannot write there"
     if fault:
         raise UserError(f"{flag}={folder}: {place}: {fault}. Name another folder")
+
+
+def check_output(output: str | None) -> None:
+    """Raises UserError where the file cannot be written, before anything is loaded."""
+    if output is None:
+        return
+    path = Path(output)
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise UserError(f"--output={path} is a folder: name a file in it")
+    if not folder.is_dir():
+        raise UserError(f"--output={path}: there is no folder {folder}: make it")

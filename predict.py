@@ -169,18 +169,6 @@ def main(argv: list[str]) -> int:
 # Lines out.
 
 
-def check_output(output: str | None) -> None:
-    """Raises UserError where the file cannot be written, before anything is loaded."""
-    if output is None:
-        return
-    path = Path(output)
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise UserError(f"--output={path} is a folder: name a file in it")
-    if not folder.is_dir():
-        raise UserError(f"--output={path}: there is no folder {folder}: make it")
-
-
 def write(lines: Iterable[str], output: str | None) -> None:
     if output is None:
         for line in lines:
@@ -232,7 +220,7 @@ def task_command(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.format == "glue":
         glue_name = glue_task(run)
         output = glue_output(output, glue_name, arguments.input)
-    check_output(output)
+    errors.check_output(output)
     known: list[tuple[Record, dict[str, Any]]] = []
     predicted = noted(predict(run, records_of(run, arguments, task), task), known)
     if arguments.format == "glue":
@@ -343,7 +331,7 @@ def glue_output(output: str | None, name: str, source: str | None) -> str | None
 
 
 def embed_command(run: Run, arguments: argparse.Namespace) -> None:
-    check_output(arguments.output)
+    errors.check_output(arguments.output)
     texts = [("--text", arguments.text)]
     if arguments.text is None:
         texts = inputs.read_texts(

@@ -67,6 +67,7 @@ ROLES = {
     "delimiter": ("_delimiter_",),
     "extract": ("_classify_",),
 }
+TASK_ROLES = ("start", "delimiter", "extract")  # that no text of pre-training has
 # tokenizer_config.json and special_tokens_map.json of transformers -> roles.
 TOKEN_NAMES = {
     "pad_token": "pad",

@@ -99,22 +99,11 @@ def row_shape(
             f"has one an answer) and rows hold {longest_row}; lower max_length, or "
             f"raise the row length to {longest}"
         )
-    shortest_row = min(-(-longest // 8) * 8, longest_row)
     if not packed:
+        shortest_row = min(-(-longest // 8) * 8, longest_row)
         return RowShape(examples_per_batch, shortest_row, 1, False)
-    sample = lengths[np.random.default_rng(0).permutation(len(lengths))[:4096]]
-    if read_once:
-        sample = np.sort(sample)[::-1]
-    step = max(8, (longest_row - shortest_row) // 16 // 8 * 8)
-    paddings = {}
-    for length in range(shortest_row, longest_row + 1, step):
-        packing = pack(sample, length, slots=length)
-        paddings[length] = 1 - sample.sum() / (len(packing) * length)
-        if paddings[length] <= ENOUGH_PADDING:
-            break
-    length = min(
-        paddings, key=lambda key: (paddings[key] > ENOUGH_PADDING, paddings[key])
-    )
+    sample = _sample(lengths, read_once)
+    length = row_length(lengths, longest_row, read_once)
     packing = pack(sample, length, slots=length)
     rows = examples_per_batch * len(packing) / len(sample)
     if read_once:
@@ -126,6 +115,30 @@ def row_shape(
         slots=max(map(len, packing)),
         packed=True,
     )
+
+
+def row_length(
+    lengths: Int[np.ndarray, " N"], longest_row: int, read_once: bool
+) -> int:
+    """The shortest T, of a multiple of 8, that leaves little padding."""
+    shortest_row = min(-(-int(lengths.max()) // 8) * 8, longest_row)
+    sample = _sample(lengths, read_once)
+    step = max(8, (longest_row - shortest_row) // 16 // 8 * 8)
+    paddings = {}
+    for length in range(shortest_row, longest_row + 1, step):
+        packing = pack(sample, length, slots=length)
+        paddings[length] = 1 - sample.sum() / (len(packing) * length)
+        if paddings[length] <= ENOUGH_PADDING:
+            break
+    return min(
+        paddings, key=lambda key: (paddings[key] > ENOUGH_PADDING, paddings[key])
+    )
+
+
+def _sample(lengths: Int[np.ndarray, " N"], read_once: bool) -> Int[np.ndarray, " n"]:
+    """Some of them; the longest first where rows are packed so."""
+    sample = lengths[np.random.default_rng(0).permutation(len(lengths))[:4096]]
+    return np.sort(sample)[::-1] if read_once else sample
 
 
 def _even_rows(total: int, rows: float) -> int:

@@ -15,6 +15,7 @@ from benchmarks import pretraining_gain
 from configs.finetune import glue, topic
 from models import heads
 from predict import parse_arguments
+from score import parse_arguments as parse_score
 from tasks import KINDS
 from training.optimizers import SETTINGS, Group, assign_groups, parse_groups
 from training.runs import shapes_of
@@ -81,6 +82,8 @@ def test_commands_that_the_documents_show_are_understood(monkeypatch):
                     configs.parse(words[1:], words[1])
                 elif words[1] == "predict.py":
                     parse_arguments(words[2:])
+                elif words[1] == "score.py":
+                    parse_score(words[2:])
                 else:
                     continue
                 understood += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
 from data import inputs
 from data.labelled import Record
@@ -17,6 +17,8 @@ from errors import UserError
 from models import Model
 from tasks import packing, predictions, splits
 from tasks.encoding import Examples, Task, cut_report, make_frame
+from use import measured
+from use.measured import Measured
 from use.run import Run
 
 
@@ -63,6 +65,21 @@ def predict(
                 prediction["gold"] = record.fields[task.label_column]
             yield record, prediction
     run.tell_unknown(unknown, total)
+
+
+def measure(run: Run, records: list[Record]) -> dict[str, Measured]:
+    """The metrics of the run's task over records with labels.
+
+    Raises:
+        UserError: a column that is missing, or a label that the run does not know.
+    """
+    encode_chunk(run, records, run.task, labelled=True)  # before any is predicted
+    found = [prediction for _, prediction in predict(run, records)]
+
+    def values(chosen: Int64[np.ndarray, " N"]) -> dict[str, float]:
+        return run.kind.measure([found[i] for i in chosen], run.labels, run.task)
+
+    return measured.bootstrap(values, len(found))
 
 
 def gold_report(
