@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from data import inputs
-from data.tokenizers import count_unknown
+from data.tokenizers import count_pieces
 from errors import UserError
 from models import Model
 from tasks.encoding import make_frame
@@ -52,7 +52,7 @@ def embed(
                 raise UserError(f"{place} has no text: write some, or remove it")
             if len(ids) > room:
                 print(f"{place}: cut from {len(ids)} to {room} pieces", file=sys.stderr)
-        unknown += sum(count_unknown(run.tokenizer, ids) for ids in pieces)
+        unknown += sum(count_pieces(run.tokenizer, ids)[0] for ids in pieces)
         total += sum(map(len, pieces))
         framed = [[*before, *ids[:room].tolist(), *after] for ids in pieces]
         order = sorted(range(len(framed)), key=lambda index: len(framed[index]))

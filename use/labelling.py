@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from data import inputs
 from data.labelled import Record
-from data.tokenizers import count_unknown
+from data.tokenizers import count_pieces
 from errors import UserError
 from models import Model
 from tasks import packing, predictions, splits
@@ -40,9 +40,9 @@ def predict(
         examples = encode_chunk(run, chunk, task, labelled=False)
         if examples.cuts:
             print(cut_report(examples, data.max_length), file=sys.stderr)
-        pieces = np.concatenate([x.arrays["tokens"] for x in examples.encoded])
-        unknown += count_unknown(run.tokenizer, pieces)
-        total += len(pieces)
+        tokens = np.concatenate([x.arrays["tokens"] for x in examples.encoded])
+        found_there = count_pieces(run.tokenizer, tokens)
+        unknown, total = unknown + found_there[0], total + found_there[1]
         longest = int(examples.lengths.max())
         if shape is None or longest > shape.length:  # else what is compiled serves
             shape = packing.row_shape(
