@@ -25,8 +25,8 @@ def predict(
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Each record with its prediction, as finetune.py writes it, in order.
 
-    Says on stderr which texts were cut, and in the end how many of all pieces are
-    unknown.
+    Of a record without fields, a blank line, every value of it is None. Says on stderr
+    which texts were cut, and in the end how many of all pieces are unknown.
 
     Args:
         task: the run's own, or as the records have it (`lines.line_task`).
@@ -36,7 +36,11 @@ def predict(
     """
     task, kind, data, shape = task or run.task, run.kind, run.config.data, None
     unknown = total = 0
-    for chunk in inputs.in_chunks(records):
+    for given in inputs.in_chunks(records):
+        chunk = [record for record in given if record.fields]
+        if not chunk:
+            yield from ((record, {"place": record.place}) for record in given)
+            continue
         examples = encode_chunk(run, chunk, task, labelled=False)
         if examples.cuts:
             print(cut_report(examples, data.max_length), file=sys.stderr)
@@ -58,8 +62,12 @@ def predict(
             scores = task_scores(run.model, run.params, read)
             found |= dict(kind.found(batch, np.asarray(scores)))
         predicted = predictions.predict(kind, examples, chunk, found, task)
-        for record, prediction in zip(chunk, predicted, strict=True):
-            if record.fields.get(task.label_column):
+        blank, rest = dict.fromkeys(predicted[0]), iter(predicted)
+        for record in given:
+            prediction = next(rest) if record.fields else {**blank}
+            if not record.fields:
+                prediction["place"] = record.place
+            elif record.fields.get(task.label_column):
                 prediction["gold"] = record.fields[task.label_column]
             yield record, prediction
     run.tell_unknown(unknown, total)
