@@ -224,7 +224,8 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
     run that resumes in `workdir`.
 
     Raises:
-      UserError: training data that nothing can be learnt from; see `splits.read`,
+      UserError: training data that nothing can be learnt from, or which the tokenizer
+        mostly does not know; see `splits.read`,
         `read_origin` and `splits.encode`.
     """
     kind = KINDS[config.task.kind]
@@ -246,12 +247,14 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
         if repeated := splits.repeated_id(records[name]):
             print(f"{name}: {repeated}")
         unknown = unknown_share(origin.tokenizer, examples)
+        told = (
+            f"{name}: {unknown:.1%} of the pieces are unknown to the tokenizer: begin "
+            f"from a run on such text, or from one that knows all: {tokenizers.FITTING}"
+        )
+        if name == "train" and unknown > tokenizers.UNKNOWN_LIMIT:
+            raise UserError(told)
         if unknown > tokenizers.UNKNOWN_SHARE:
-            print(
-                f"{name}: {unknown:.1%} of the pieces are unknown to the tokenizer: "
-                "begin from a run on such text, or from one that knows every byte "
-                "(data.tokenizer.algorithm=byte_bpe)"
-            )
+            print(told)
     auxiliary = None
     if config.objective.lm_weight:
         auxiliary = auxiliary_lm(
@@ -266,10 +269,10 @@ def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:
 
 
 def unknown_share(tokenizer: Tokenizer, examples: Examples) -> float:
-    """Of the pieces of encoded texts, their frames among them."""
+    """Of the pieces of encoded texts."""
     tokens = [example.arrays["tokens"] for example in examples.encoded]
-    pieces = np.concatenate(tokens)
-    return tokenizers.count_unknown(tokenizer, pieces) / len(pieces)
+    unknown, pieces = tokenizers.count_pieces(tokenizer, np.concatenate(tokens))
+    return unknown / max(1, pieces)
 
 
 def read_origin(

@@ -101,7 +101,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         command.add_argument(
             "--skip_blank",
             action="store_true",
-            help="pass over blank lines of a file of texts, which are else an error",
+            help="pass over blank lines of a file of texts, of which else an empty "
+            "result is written",
         )
     return parser.parse_args(argv)
 
@@ -205,6 +206,9 @@ def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.text is None:
         texts = inputs.read_lines(arguments.input, arguments.skip_blank)
     for _, text in texts:
+        if not text:
+            print()
+            continue
         found = fill_mask(run, text, arguments.top)
         print(text)
         for number, candidates in enumerate(found, 1):
@@ -333,6 +337,8 @@ def glue_output(output: str | None, name: str, source: str | None) -> str | None
 def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     errors.check_output(arguments.output)
     texts = [("--text", arguments.text)]
+    if not (arguments.text or "-").strip():
+        raise UserError("--text has no text: write one")
     if arguments.text is None:
         texts = inputs.read_texts(
             arguments.input, arguments.column, arguments.skip_blank
@@ -349,7 +355,12 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
         return
     write(
         (
-            json.dumps({"place": place, "embedding": vector.tolist()})
+            json.dumps(
+                {
+                    "place": place,
+                    "embedding": None if np.isnan(vector).all() else vector.tolist(),
+                }
+            )
             for place, vector in embedded
         ),
         arguments.output,

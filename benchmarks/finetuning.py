@@ -104,7 +104,8 @@ def measure_ours(arguments: argparse.Namespace, number: int) -> dict[str, float]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-    rates = [row["train/tokens_per_second"] for row in rows if "train/loss" in row]
+    rows = [row for row in rows if "train/loss" in row and row["step"] % 10 == 0]
+    rates = [row["train/tokens_per_second"] for row in rows]
     shape = next(line for line in output.splitlines() if line.startswith("batches of"))
     words = shape.split()
     tokens_per_step, steps_per_epoch = int(words[2]) * int(words[5]), float(words[9])

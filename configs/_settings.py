@@ -135,7 +135,12 @@ COMMON = (
         "By cuDNN: bfloat16 on a GPU, without dropout.",
         older=False,
     ),
-    Setting("run.log_every_steps", int, "Updates between rows of metrics.", ">=1"),
+    Setting(
+        "run.log_every_steps",
+        int,
+        "Updates between rows of metrics; at first 1, 2, 4, ...",
+        ">=1",
+    ),
     Setting("run.save_every_minutes", float, "Between checkpoints.", ">=0"),
 )
 PRETRAINING = (

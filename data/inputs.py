@@ -34,11 +34,11 @@ def is_labelled(source: str | None) -> bool:
 def read_lines(source: str | None, skip_blank: bool) -> Iterator[tuple[str, str]]:
     """Place and text of the lines of a file (also compressed), or None: of stdin.
 
-    Says on stderr where there are none.
+    The text of a blank line is empty, so that what is said of the lines stands in their
+    order, or the line is passed over. Says on stderr where all are blank.
 
     Raises:
-        UserError: no such file, what is not UTF-8, or a line without a text, unless
-            such are passed over.
+        UserError: no such file, or what is not UTF-8.
     """
     is_empty = True
     for place, line in _all_lines(source):
@@ -46,10 +46,7 @@ def read_lines(source: str | None, skip_blank: bool) -> Iterator[tuple[str, str]
             is_empty = False
             yield place, line
         elif not skip_blank:
-            raise UserError(
-                f"{place} is blank: write a text there, or pass over such lines with "
-                "--skip_blank"
-            )
+            yield place, ""
     if is_empty:
         print(f"{source or 'stdin'} holds no text", file=sys.stderr)
 

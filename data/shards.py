@@ -45,7 +45,13 @@ from tqdm import tqdm
 
 from data.cache import cache_folder, digest, new_file
 from data.corpora import Corpus, is_heldout
-from data.tokenizers import Tokenizer, count_unknown
+from data.tokenizers import (
+    FITTING,
+    UNKNOWN_LIMIT,
+    UNKNOWN_SHARE,
+    Tokenizer,
+    count_pieces,
+)
 from errors import UserError
 
 FORMAT_VERSION = 3
@@ -57,7 +63,6 @@ ENCODE_BYTES = 1 << 20  # text given to the tokenizer at once; its results are b
 LINE_BYTES = 200  # a longer line is taken for a paragraph and cut into sentences
 SENTENCE_TOKENS = 64  # a longer sentence is cut: of a pair too long the ends are lost
 STALE_SECONDS = 600  # a temporary file this old belongs to a process that was killed
-UNKNOWN_WARNING = 0.01
 REMEMBERED_DOCUMENTS = 1 << 18  # hashes kept to find copies; of more a sample
 
 
@@ -131,8 +136,9 @@ def write_shards(
     tokenized again.
 
     Raises:
-      UserError: the folder was made from something else; the corpus is empty, or too
-        small for the held-out fraction; the disk is full.
+      UserError: the folder was made from something else; the corpus is empty, too
+        small for the held-out fraction, or mostly unknown to the tokenizer; the disk is
+        full.
     """
     if not 0 < heldout_fraction < 1:
         raise UserError(
@@ -186,7 +192,7 @@ def _write_parts(
     tasks = itertools.starmap(begin, enumerate(_chunks_with_progress(corpus, copies)))
     for task in _ahead(tasks, 2 * workers.count - 2):
         counts.append(task.result())
-        warned = warned or _warn_of_unknown_pieces(counts)
+        warned = _check_unknown_pieces(counts, framing, warned)
     _check_splits(corpus, counts, heldout_fraction)
     found = {"parts": counts, "copies": copies.count(), "empty": corpus.empty}
     _write_json(folder / "counts.json", found)
@@ -235,7 +241,7 @@ def write_part(
             "documents": len(document_offsets) - 1,
             "skipped": len(mine) - len(document_offsets) + 1,
             "tokens": len(tokens),
-            "unknown": count_unknown(tokenizer, tokens),
+            "unknown": count_pieces(tokenizer, tokens)[0],
             "text_bytes": sum(_utf8_bytes(document) for document in mine),
         }
     _write_json(folder / f"{number:05d}.json", counts)
@@ -509,19 +515,34 @@ def _check_ids(tokens: Int32[np.ndarray, " N"], tokenizer: Tokenizer) -> None:
         )
 
 
-def _warn_of_unknown_pieces(counts: list[dict]) -> bool:
-    """Warns of a tokenizer that does not fit the text so far; tells whether it did."""
-    unknown = sum(shard[split]["unknown"] for shard in counts for split in SPLITS)
-    tokens = sum(shard[split]["tokens"] for shard in counts for split in SPLITS)
-    too_many = unknown > UNKNOWN_WARNING * tokens
-    if too_many:
-        warnings.warn(
-            f"{unknown / tokens:.1%} of the tokens are unknown pieces: the tokenizer "
-            "does not fit this text. Train one on it, enlarge its vocabulary, or "
-            "choose a byte-level one, which knows every character.",
-            stacklevel=3,
+def text_pieces(counts: dict[str, int], framing: dict) -> int:
+    """Of the tokens of a split those that are no frame of a document."""
+    frame = [framing["document_start"], framing["document_end"]]
+    return counts["tokens"] - counts["documents"] * (2 - frame.count(None))
+
+
+def _check_unknown_pieces(counts: list[dict], framing: Framing, warned: bool) -> bool:
+    """Whether it has warned of a tokenizer that does not fit the text so far.
+
+    Raises:
+      UserError: most of the pieces are unknown.
+    """
+    found = [shard[split] for shard in counts for split in SPLITS]
+    unknown = sum(one["unknown"] for one in found)
+    pieces = sum(text_pieces(one, asdict(framing)) for one in found)
+    if unknown > UNKNOWN_LIMIT * pieces:
+        raise UserError(
+            f"{unknown / pieces:.1%} of the pieces of the text are unknown to the "
+            f"tokenizer, and nothing can be learnt from it so: {FITTING}"
         )
-    return too_many
+    if warned or unknown <= UNKNOWN_SHARE * pieces:
+        return warned
+    warnings.warn(
+        f"{unknown / pieces:.1%} of the pieces of the text are unknown to the "
+        f"tokenizer, which does not fit it: {FITTING}",
+        stacklevel=3,
+    )
+    return True
 
 
 def _check_splits(corpus: Corpus, counts: list[dict], heldout_fraction: float) -> None:

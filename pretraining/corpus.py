@@ -124,16 +124,18 @@ def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
 
 def describe(folder: Path, tokenizer: Tokenizer) -> str:
     """What finished shards were made of, and what is to be known of their text."""
-    corpus, counts = shards.read_key(folder)["corpus"], shards.read_counts(folder)
+    key, counts = shards.read_key(folder), shards.read_counts(folder)
+    corpus = key["corpus"]
     total = {
         name: sum(counts[split][name] for split in shards.SPLITS)
         for name in counts["train"]
     }
+    pieces = shards.text_pieces(total, key["framing"])
     documents, copies = total["documents"], counts["copies"]
     return (
         f"corpus {corpus['source']} (digest {corpus['digest']}): {documents:,} "
         f"documents, {copies / documents:.1%} of them copies of another "
         f"({copies:,}); {total['skipped'] + counts['empty']:,} without text skipped; "
-        f"{total['unknown'] / total['tokens']:.2%} unknown pieces; "
+        f"{total['unknown'] / pieces:.2%} unknown pieces; "
         f"{tokenizers.case_note(tokenizer)}"
     )

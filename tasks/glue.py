@@ -43,6 +43,11 @@ def lines(name: str, labels: tuple[str, ...], predicted: Predicted) -> Iterator[
         )
     rows = {}
     for place, (record, prediction) in enumerate(predicted):
+        if prediction.get("score" if name == "stsb" else "label") is None:
+            raise UserError(
+                f"{record.place} is blank: GLUE wants a prediction for every line; "
+                "write a text there, or pass over such lines with --skip_blank"
+            )
         column = next((c for c in ("index", "idx") if c in record.fields), None)
         index = str(place) if column is None else record.fields[column]
         if not index.isdecimal() or int(index) in rows:

@@ -29,7 +29,8 @@ def read_records(
     skip_blank: bool,
     wants_labels: bool,
 ) -> Iterator[Record]:
-    """The records of a source; of lines those of `line_task`.
+    """The records of a source; of lines those of `line_task`, without fields where
+    they are blank.
 
     Raises:
         UserError: as `labelled.read`, `splits.check_columns`, of the labels only where
@@ -43,7 +44,10 @@ def read_records(
         yield from records
         return
     for place, line in inputs.read_lines(source, skip_blank):
-        yield line_record(line.split("\t"), kind, task, labels, place)
+        texts = line.split("\t")
+        yield (
+            line_record(texts, kind, task, labels, place) if line else Record({}, place)
+        )
 
 
 def flag_texts(given: Mapping[str, Any], kind: Kind) -> list[str]:

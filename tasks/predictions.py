@@ -55,11 +55,15 @@ def table(
     rows = (
         row
         for record, prediction in predicted
-        for row in kind.rows(task, labels, record, prediction)
+        # A blank line has none, and stays one.
+        for row in (
+            kind.rows(task, labels, record, prediction) if record.fields else [{}]
+        )
     )
     first = list(itertools.islice(rows, inputs.CHUNK))
     if not first:
         return
+    names = next(filter(None, first), {})
     gold = max(Text(row.get("gold", "")).cell_len for row in first)
     widths = {
         "label": label,
@@ -67,7 +71,7 @@ def table(
         "gold": min(LABEL_WIDTH, max(label, gold)),
         "text": TEXT_WIDTH,
     } | kind.widths(label)
-    columns = [(name, widths[name]) for name in first[0]]
+    columns = [(name, widths[name]) for name in names]
     yield _line({name: name for name, _ in columns}, columns)
     for row in itertools.chain(first, rows):
         yield _line(row, columns)

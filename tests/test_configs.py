@@ -480,7 +480,15 @@ def test_bad_settings_stop_before_anything_is_written(
     path, value, message, corpus, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(595))]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *{*corpus.read_text().split()},
+    ]
+    pieces = [*words, *map(str, range(600 - len(words)))]
     Path("vocab.txt").write_text("\n".join(pieces) + "\n")
     config = get_config("bert_mini", "tiny")
     config.data.update(corpus=str(corpus), heldout_fraction=0.3)

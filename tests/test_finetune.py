@@ -609,12 +609,17 @@ def test_text_that_the_tokenizer_does_not_know_is_told(given, tmp_path, capsys):
     config, path = short_config(given), tmp_path / "korean.tsv"
     finetune.open_task(config, None)
     assert "unknown" not in capsys.readouterr().out
-    rows = ["나쁜 영화\tnegative", "좋은 책\tpositive"] * 10
+    rows = ["the model 나쁜\tnegative", "the model 좋은\tpositive"] * 10
     path.write_text("\n".join(["text\tlabel", *rows]), encoding="utf-8")
     config.data.train = str(path)
     finetune.open_task(config, None)
     said = capsys.readouterr().out
-    assert "train: " in said and "% of the pieces are unknown to the tokenizer" in said
+    assert "train: " in said and "33.3% of the pieces are unknown to the tokeni" in said
+    path.write_text("\n".join(["text\tlabel", *rows]).replace("the model", "좋은 책"))
+    with pytest.raises(
+        UserError, match=r"train: 100\.0% of the pieces are unknown .*uni"
+    ):
+        finetune.open_task(config, None)
 
 
 def test_what_cannot_be_learnt_is_refused_before_anything_is_made(given, tmp_path):

@@ -112,6 +112,12 @@ def test_total_steps_are_that_many_updates(tmp_path):
     np.testing.assert_allclose(rows[0]["train/loss"], expected, rtol=1e-6)
 
 
+def test_the_first_updates_are_logged_before_the_first_multiple():
+    logged = [step for step in range(1, 32) if loop.is_logged(step, 31, 10)]
+    assert logged == [1, 2, 4, 8, 10, 20, 30, 31]
+    assert [step for step in range(1, 5) if loop.is_logged(step, 9, 1)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("signal_at", [0, 2, 3, 6])
 def test_stopped_and_resumed_is_the_same_run(tmp_path, signal_at):
     whole, _ = run(tmp_path / "whole")

@@ -363,15 +363,23 @@ def test_lines_come_from_a_file(runs, capsys, tmp_path):
     assert out.count("[MASK]:") == 2
 
 
-def test_blank_lines_are_passed_over_where_asked(runs, capsys, tmp_path):
-    path = tmp_path / "lines.txt"
+def test_blank_lines_have_a_row_or_are_passed_over(runs, capsys, tmp_path):
+    path, target = tmp_path / "lines.txt", tmp_path / "vectors.npy"
     path.write_text("the model\n\n \na text\n")
     line = ["embed", f"--workdir={runs.bert}", f"--input={path}"]
-    with pytest.raises(UserError, match=r"line 2 is blank: .*--skip_blank"):
-        predict.main(["predict.py", *line])
-    capsys.readouterr()
+    found = read_json_lines(call(capsys, *line))
+    assert [row["place"] for row in found] == [f"{path}, line {n}" for n in range(1, 5)]
+    assert [row["embedding"] is None for row in found] == [False, True, True, False]
+    predict.main(["predict.py", *line, f"--output={target}"])
+    assert "line 3: no text, no embedding (NaN)" in capsys.readouterr().err
+    vectors = np.load(target)
+    assert np.isnan(vectors).all(1).tolist() == [False, True, True, False]
+    np.testing.assert_array_equal(vectors[0], np.float32(found[0]["embedding"]))
     found = read_json_lines(call(capsys, *line, "--skip_blank"))
     assert [row["place"] for row in found] == [f"{path}, line {n}" for n in (1, 4)]
+    path.write_text("the [MASK]\n\na [MASK]\n")
+    out = call(capsys, "fill_mask", "--workdir", runs.bert, f"--input={path}")
+    assert [row == "" for row in out.splitlines()] == [False, False, True, False, False]
     path.write_text("\n")
     predict.main(["predict.py", *line, "--skip_blank"])
     assert capsys.readouterr().err == f"{path} holds no text\n"
@@ -384,7 +392,7 @@ def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
     list(use.embed(bert, [("x", "the model")]))
     assert "unknown" not in capsys.readouterr().err
     use.fill_mask(bert, strange)
-    assert "40.0% of the pieces are unknown to the tok" in capsys.readouterr().err
+    assert "100.0% of the pieces are unknown to the tok" in capsys.readouterr().err
     list(use.embed(bert, [("x", "the model"), ("y", "모델은 읽는다")]))
     assert "50.0% of the pieces are unknown to the tok" in capsys.readouterr().err
 
@@ -660,11 +668,19 @@ def test_flags_and_lines_say_the_same(tuned, capsys, monkeypatch):
     flags = LINES[tuned.command]
     (one,) = read_json_lines(call(capsys, *line, *flags))
     text = "\t".join(flag.split("=")[1] for flag in flags)
-    stdin = io.TextIOWrapper(io.BytesIO(f"{text}\r\n".encode()))
-    monkeypatch.setattr(sys, "stdin", stdin)
-    (first,) = read_json_lines(call(capsys, *line))
+    lines = f" \n{text}\r\n\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    before, first, after = read_json_lines(call(capsys, *line))
+    # Blank lines have a row, so that the rows stand as the lines do.
+    for number, blank in ((1, before), (3, after)):
+        assert blank.pop("place") == f"stdin, line {number}"
+        assert blank == dict.fromkeys(name for name in first if name != "place")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    table = call(capsys, *line[:-1]).splitlines()
+    assert len(table) > 3 and table[0].strip() and table[2]
+    assert not table[1] and not table[-1]
     assert one.pop("place") == "--text"
-    assert first.pop("place") == "stdin, line 1"
+    assert first.pop("place") == "stdin, line 2"
     assert one.keys() == first.keys() and "gold" not in one
     for name, value in one.items():
         assert first[name] == value, name
@@ -672,7 +688,7 @@ def test_flags_and_lines_say_the_same(tuned, capsys, monkeypatch):
 
 WRONG = {
     "classify": [
-        ([], b"a\tb\n\n", "stdin, line 2 is blank: .*--skip_blank"),
+        (["--format=glue"], b"a\tb\n\n", "stdin, line 2 is blank: GLUE w"),
         ([], b"a\tb\tc\n", r"line 1: 3 text\(s\).* 2 \(sentence1, sentence2\)"),
         ([], b"a\t \n", "line 1: the sentence2 is empty"),
         ([], b"\xff\n", "stdin, line 1: not UTF-8"),

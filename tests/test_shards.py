@@ -587,8 +587,19 @@ def test_unknown_pieces_are_reported(tmp_path, tokenizer, heldout_by_name):
         warnings.simplefilter("error")
         write(known, tokenizer, tmp_path / "known", PLAIN)
     unknown = make_corpus(tmp_path / "unknown.txt", ["a ? ?", "e"])
-    with pytest.warns(UserWarning, match=r"50\.0% .* unknown pieces: .* byte-level"):
+    with pytest.warns(UserWarning, match=r"50\.0% .* are unknown .*: .*=byte_bpe"):
         write(unknown, tokenizer, tmp_path / "unknown", PLAIN)
+    # The frame of a document is no text: with it, it would be 4 of 10.
+    with pytest.warns(UserWarning, match=r"50\.0% .* are unknown .*: .*=byte_bpe"):
+        write(unknown, tokenizer, tmp_path / "framed", FRAMED)
+
+
+def test_a_text_that_is_mostly_unknown_is_refused(tmp_path, tokenizer, heldout_by_name):
+    """Thai without spaces: each line is one word, which no WordPiece knows."""
+    thai = ["สวัสดีชาวโลก", "ภาษาไทย", "ประเทศไทยเป็นประเทศ", "e a"]
+    corpus = make_corpus(tmp_path / "thai.txt", thai)
+    with pytest.raises(UserError, match=r"60\.0% .*, sentencepiece_unigram or char"):
+        write(corpus, tokenizer, tmp_path / "thai", FRAMED)
 
 
 def test_ids_outside_the_vocabulary_are_refused(

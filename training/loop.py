@@ -129,7 +129,7 @@ def fit(
         metrics = {k: float(v) for k, v in pending[1].items()}
         pending = None
         check_finite(at, metrics, checkpoints)
-        if at % log_every_steps == 0 or at == total_steps:
+        if is_logged(at, total_steps, log_every_steps):
             since, seconds, metrics["input_wait"] = timer.look(at)
             metrics |= speed(work, since, at, seconds, batch)
             writer.write(at, {f"train/{k}": v for k, v in metrics.items()})
@@ -199,6 +199,13 @@ def show(bar: tqdm, step: int, metrics: dict[str, float], tokens_left: int) -> N
             f"step {step}/{bar.total}  {shown}, {seconds_left / 60:.1f} minutes left",
             flush=True,
         )
+
+
+def is_logged(step: int, total_steps: int, every: int) -> bool:
+    """Every so many updates, and before the first of them at the powers of two, for
+    what happens in a warm-up."""
+    is_early = step < every and step.bit_count() == 1
+    return is_early or step % every == 0 or step == total_steps
 
 
 def evaluation_due(step: int, total_steps: int, every: int) -> bool:

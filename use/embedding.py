@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Int
 
 import models
 from data import inputs
-from data.tokenizers import count_unknown
-from errors import UserError
+from data.tokenizers import count_pieces
 from models import Model
 from tasks.encoding import make_frame
 from use.run import Run
@@ -35,11 +34,9 @@ def embed(
 ) -> Iterator[tuple[str, Float[np.ndarray, " D"]]]:
     """Place and vector of each text, float32, in order.
 
-    Says on stderr which texts were cut to the model's positions, and in the end how
+    The vector of a text without tokens, as of a blank line, is NaN. Says on stderr
+    which texts those are, which were cut to the model's positions, and in the end how
     many of all pieces are unknown.
-
-    Raises:
-      UserError: a text has no tokens, with its place.
     """
     before, after = text_frame(run)
     limit = run.config.model.max_positions
@@ -50,10 +47,10 @@ def embed(
         pieces = run.tokenizer.encode_batch([text for _, text in chunk])
         for place, ids in zip(places, pieces, strict=True):
             if not len(ids):
-                raise UserError(f"{place} has no text: write some, or remove it")
+                print(f"{place}: no text, no embedding (NaN)", file=sys.stderr)
             if len(ids) > room:
                 print(f"{place}: cut from {len(ids)} to {room} pieces", file=sys.stderr)
-        unknown += sum(count_unknown(run.tokenizer, ids) for ids in pieces)
+        unknown += sum(count_pieces(run.tokenizer, ids)[0] for ids in pieces)
         total += sum(map(len, pieces))
         framed = [[*before, *ids[:room].tolist(), *after] for ids in pieces]
         order = sorted(range(len(framed)), key=lambda index: len(framed[index]))
@@ -70,6 +67,7 @@ def embed(
                 tokens[row, : lengths[row]] = framed[index]
             pooled = pooled_states(run.base, run.params, tokens, lengths, pooling)
             vectors[chosen] = np.asarray(pooled)[: len(chosen)]
+        vectors[[not len(ids) for ids in pieces]] = np.nan
         yield from zip(places, vectors, strict=True)
     run.tell_unknown(unknown, total)
 

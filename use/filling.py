@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import models
-from data.tokenizers import Tokenizer, count_unknown
+from data.tokenizers import Tokenizer, count_pieces
 from errors import UserError
 from models.transformer import logits
 from use.run import Run
@@ -33,7 +33,7 @@ def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]
             "none: fine-tune it, or use predict.py embed"
         )
     ids, masked = encode_masked(run, text)
-    run.tell_unknown(count_unknown(run.tokenizer, ids), len(ids))
+    run.tell_unknown(*count_pieces(run.tokenizer, ids))
     found = []
     for row in mask_probabilities(run, ids, masked):
         best = np.argsort(row)[::-1][:top]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from data.tokenizers import Tokenizer, count_unknown
+from data.tokenizers import Tokenizer, count_pieces
 from errors import UserError
 from models import Model
 from models.transformer import logits
@@ -70,7 +70,7 @@ def generate(
         )
     tokenizer = run.tokenizer
     (pieces,) = tokenizer.encode_batch([prompt])
-    run.tell_unknown(count_unknown(tokenizer, pieces), len(pieces))
+    run.tell_unknown(*count_pieces(tokenizer, pieces))
     start = run.way.framing(tokenizer).document_start
     ids = np.array([*([] if start is None else [start]), *pieces], np.int32)
     if len(ids) == 0:

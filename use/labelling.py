@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int64
 
 from data import inputs
 from data.labelled import Record
-from data.tokenizers import count_unknown
+from data.tokenizers import count_pieces
 from errors import UserError
 from models import Model
 from tasks import packing, predictions, splits
@@ -27,8 +27,8 @@ def predict(
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Each record with its prediction, as finetune.py writes it, in order.
 
-    Says on stderr which texts were cut, and in the end how many of all pieces are
-    unknown.
+    Of a record without fields, a blank line, every value of it is None. Says on stderr
+    which texts were cut, and in the end how many of all pieces are unknown.
 
     Args:
         task: the run's own, or as the records have it (`lines.line_task`).
@@ -38,13 +38,17 @@ def predict(
     """
     task, kind, data, shape = task or run.task, run.kind, run.config.data, None
     unknown = total = 0
-    for chunk in inputs.in_chunks(records):
+    for given in inputs.in_chunks(records):
+        chunk = [record for record in given if record.fields]
+        if not chunk:
+            yield from ((record, {"place": record.place}) for record in given)
+            continue
         examples = encode_chunk(run, chunk, task, labelled=False)
         if examples.cuts:
             print(cut_report(examples, data.max_length), file=sys.stderr)
-        pieces = np.concatenate([x.arrays["tokens"] for x in examples.encoded])
-        unknown += count_unknown(run.tokenizer, pieces)
-        total += len(pieces)
+        tokens = np.concatenate([x.arrays["tokens"] for x in examples.encoded])
+        found_there = count_pieces(run.tokenizer, tokens)
+        unknown, total = unknown + found_there[0], total + found_there[1]
         longest = int(examples.lengths.max())
         if shape is None or longest > shape.length:  # else what is compiled serves
             shape = packing.row_shape(
@@ -60,8 +64,12 @@ def predict(
             scores = task_scores(run.model, run.params, read)
             found |= dict(kind.found(batch, np.asarray(scores)))
         predicted = predictions.predict(kind, examples, chunk, found, task)
-        for record, prediction in zip(chunk, predicted, strict=True):
-            if record.fields.get(task.label_column):
+        blank, rest = dict.fromkeys(predicted[0]), iter(predicted)
+        for record in given:
+            prediction = next(rest) if record.fields else {**blank}
+            if not record.fields:
+                prediction["place"] = record.place
+            elif record.fields.get(task.label_column):
                 prediction["gold"] = record.fields[task.label_column]
             yield record, prediction
     run.tell_unknown(unknown, total)
