@@ -30,7 +30,8 @@ from settings import NUMBER, SCALES
 from training import comparison
 from training.metrics import read_metrics
 
-SCRIPTS = {"train": "train.py", "finetune": "finetune.py"}
+SCRIPTS = {"train": "train.py", "finetune": "finetune.py", "score": "score.py"}
+OWN = ("init_from", "seed")  # of a sweep, and no flag of score.py
 TIMED_STEPS = 40  # that a budget of seconds is measured with
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 
@@ -55,6 +56,10 @@ class Trial:
     def line(self) -> list[str]:
         """As typed on the command line, without the folder."""
         script, given = SCRIPTS[self.stage.command], self.overrides
+        if self.stage.command == "score":
+            flags = {"workdir": given["init_from"]} | given
+            words = [f"--{name}={flags[name]}" for name in flags if name not in OWN]
+            return [script, self.stage.config, *words]
         words = [f"--config.{name}={value}" for name, value in given.items()]
         return [script, f"--config={self.stage.config}", *words]
 
@@ -209,7 +214,12 @@ def variant_name(overrides: Overrides) -> str:
 def check(trial: Trial) -> None:
     """UserError where a trial's line is wrong, before anything runs."""
     try:
-        configs.check(read_config(trial))
+        if trial.stage.command == "score":
+            import score  # and with it jax
+
+            score.read_arguments(trial.line())
+        else:
+            configs.check(read_config(trial))
     except UserError as error:
         raise UserError(f"trial {trial.variant!r}: {error}") from error
 
@@ -354,6 +364,14 @@ def execute(trial: Trial) -> int:
     import finetune
     import train
 
+    if trial.stage.command == "score":
+        import score
+
+        found = {name: one.value for name, one in score.score(trial.line()[1:]).items()}
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        results = json.dumps({"splits": {"score": found}}, indent=2)
+        cache.write_whole(trial.folder / "results.json", results.encode())
+        return 0
     runs = {"train": train.train, "finetune": finetune.finetune}
     return runs[trial.stage.command](read_config(trial), trial.folder).exit_status
 

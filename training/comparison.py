@@ -148,48 +148,57 @@ def table(found: Mapping[str, Summary]) -> list[list[str]]:
 # Curves.
 
 
-def curve(folder: Path, metric: str) -> list[tuple[int, float, float, float]]:
-    """(step, tokens, seconds of updates, value) at each evaluation."""
-    config = json.loads((folder / "config.json").read_text())
-    data, tokens, seconds, before, points = config["data"], 0.0, 0.0, 0, []
-    size = data["batch_size"] * data.get("sequence_length", data.get("max_length", 0))
+def curve(folder: Path, metric: str) -> list[tuple[int, int, float, float]]:
+    """(step, tokens, seconds of updates, value) at each evaluation; 0 tokens of a run
+    whose rows are not all alike, as those of labelled tasks."""
+    data = json.loads((folder / "config.json").read_text())["data"]
+    seconds, before, points = 0.0, 0, []
+    is_even = "sequence_length" in data
+    size = data["batch_size"] * data["sequence_length"] if is_even else 0
     for row in read_metrics(folder / "metrics.jsonl"):
         if "train/tokens_per_second" in row:
             new = (row["step"] - before) * size
-            before, tokens = row["step"], tokens + new
-            seconds += new / row["train/tokens_per_second"]
+            before, seconds = (
+                row["step"],
+                seconds + new / row["train/tokens_per_second"],
+            )
         if metric in row:
             points.append((row["step"], row["step"] * size, seconds, row[metric]))
     return points
 
 
 def draw(runs: Sequence[Run], metric: str) -> bytes:
-    """A PNG: the metric against tokens and time, a band over the seeds of a variant."""
+    """A PNG: a metric of evaluations against tokens and time, where those are known,
+    else updates; a band over the seeds of a variant."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    curves = {run.folder: curve(run.folder, metric) for run in runs}
+    axes = [(0, 1, "updates")]
+    if all(points[-1][1] for points in curves.values() if points):
+        axes = [(1, 1e6, "million tokens"), (2, 60, "minutes of updates")]
+    figure = Figure(figsize=(5.5 * len(axes), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     variants = [*dict.fromkeys(run.variant for run in runs)]
     for number, variant in enumerate(variants):
-        curves = [curve(run.folder, metric) for run in runs if run.variant == variant]
-        shortest = min(map(len, curves))
+        own = [curves[run.folder] for run in runs if run.variant == variant]
+        shortest = min(map(len, own))
         if not shortest:
             continue
-        points = np.array([one[:shortest] for one in curves])
+        points = np.array([one[:shortest] for one in own])
         mean, colour = points.mean(axis=0), f"C{number % 10}"
-        for panel, place, scale in ((panels[0], 1, 1e6), (panels[1], 2, 60)):
+        for panel, (place, scale, _) in zip(panels, axes, strict=True):
             x = mean[:, place] / scale
             panel.plot(x, mean[:, 3], color=colour, marker=".", label=variant)
             low, high = points[..., 3].min(axis=0), points[..., 3].max(axis=0)
             panel.fill_between(x, low, high, color=colour, alpha=0.2)
     name = metric.replace("eval/", "held-out ").replace("_", " ")
-    panels[0].set(xlabel="million tokens", ylabel=name)
-    panels[1].set(xlabel="minutes of updates")
-    for panel in panels:
+    panels[0].set_ylabel(name)
+    for panel, (_, _, words) in zip(panels, axes, strict=True):
+        panel.set_xlabel(words)
         panel.grid(alpha=0.3)
-    panels[1].legend(fontsize=8, loc="best")
+    panels[-1].legend(fontsize=8, loc="best")
     return png(figure)
 
 
@@ -256,7 +265,9 @@ def write_report(
     text, page = ["# Comparison\n"], []
     for metric, one in found.items():
         rows = table(one)
-        pictures = {f"{metric.replace('/', '_')}.png": draw(runs, metric)}
+        pictures = {}
+        if metric.startswith("eval/"):
+            pictures[f"{metric.replace('/', '_')}.png"] = draw(runs, metric)
         against = draw_swept(one, swept, metric)
         if against is not None:
             pictures[f"{metric.replace('/', '_')}_swept.png"] = against

@@ -11,9 +11,10 @@ class Stage(NamedTuple):
     """A command that each of its variants is run with.
 
     Attributes:
-        command: "train" or "finetune".
-        config: its file, as `--config` names it.
-        variants: what each does otherwise than the file; the first one is the base.
+        command: "train", "finetune" or "score".
+        config: its file, as `--config` names it; of "score" what is scored, "pairs".
+        variants: what each does otherwise than the file, of "score" its flags; the
+            first one is the base.
             Those of a later stage start from each run of the one before (`init_from`).
     """
 
@@ -28,7 +29,7 @@ class Sweep(NamedTuple):
     Attributes:
         seeds: that each variant is run with.
         metrics: that are compared, of the last stage, as "eval/loss" or, fine-tuned,
-            "test/accuracy".
+            "test/accuracy", or "score/accuracy".
         budget: of a run of the stages that pre-train: "1500 steps", "10M tokens",
             "3e13 flops" or "600 seconds", which are those of the updates alone; "": as
             their configs say.

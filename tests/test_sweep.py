@@ -1,0 +1,271 @@
+"""Sweeps: trials from a file, run once and resumed, and what their report says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import configs
+import sweep
+from configs.sweeps import Stage, Sweep, chain, over, product, zipped
+from errors import UserError
+from training import comparison
+from training.comparison import Run
+
+RATES = over("optim.learning_rate", (0.01, 0.001))
+FILE = """
+from configs.sweeps import Stage, Sweep, over
+
+def get_sweep():
+    small = {{"data.corpus": "{corpus}", "data.heldout_fraction": 0.3,
+              "data.tokenizer.vocab_size": 300, "model.num_layers": 1}}
+    rates = over("optim.learning_rate", (0.01, {second}))
+    task = {{"data.train": "{task}", "optim.epochs": 1.0, "task.metric": "accuracy"}}
+    return Sweep(
+        stages=(
+            Stage("train", "configs/gpt_mini.py:tiny", tuple(r | small for r in rates)),
+            Stage("finetune", "configs/finetune/topic.py:tiny", (task,)),
+        ),
+        seeds=(0,),
+        metrics=("eval/accuracy",),
+        budget="{budget}",
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, patch = tmp_path_factory.mktemp("sweep"), pytest.MonkeyPatch()
+    patch.setenv("FOREWORD_CACHE", str(folder / "cache"))
+    patch.chdir(Path(__file__).parents[1])
+    words = ["red green blue", "one two three", "sun moon star"]
+    text = "\n\n".join(f"{words[i % 3]} {words[i % 2]} number {i}" for i in range(90))
+    (folder / "corpus.txt").write_text(text)
+    lines = [f"{words[i % 3]} {i}\t{'abc'[i % 3]}" for i in range(60)]
+    (folder / "task.tsv").write_text("\n".join(["text\tlabel", *lines]))
+    yield folder
+    patch.undo()
+
+
+def write(folder, name="sweep.py", budget="6 steps", second=0.001):
+    path = folder / name
+    made = {"corpus": folder / "corpus.txt", "task": folder / "task.tsv"}
+    path.write_text(FILE.format(**made, budget=budget, second=second))
+    return path
+
+
+def run(path, workdir, *more):
+    return sweep.main(["sweep.py", f"--sweep={path}", f"--workdir={workdir}", *more])
+
+
+# What a file says
+
+
+def test_variants_literal():
+    layers = over("model.num_layers", (1, 2))
+    assert len(product(RATES, layers)) == 4
+    assert product(RATES, layers)[1] == {
+        "optim.learning_rate": 0.01,
+        "model.num_layers": 2,
+    }
+    assert zipped(RATES, layers) == (
+        {"optim.learning_rate": 0.01, "model.num_layers": 1},
+        {"optim.learning_rate": 0.001, "model.num_layers": 2},
+    )
+    assert chain([{}], layers) == ({}, *layers)
+    name = sweep.variant_name({"optim.learning_rate": 0.01, "data.corpus": "a/b.txt"})
+    assert name == "learning_rate=0.01, corpus=a-b.txt"
+    assert sweep.variant_name({}) == "base"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("1500 steps", (1500, "steps")),
+        ("10M tokens", (1e7, "tokens")),
+        ("3e13 flops", (3e13, "flops")),
+        ("600 seconds", (600, "seconds")),
+        ("10 minutes", None),
+        ("steps", None),
+    ],
+)
+def test_budgets_literal(text, found):
+    assert sweep.parse_budget(text) == found
+
+
+def test_later_stages_start_from_each_run_before(tmp_path):
+    stages = (
+        Stage("train", "a.py", ({}, {"optim.learning_rate": 0.1})),
+        Stage("finetune", "b.py", ({}, {"optim.epochs": 2.0})),
+    )
+    trials = sweep.make_trials(Sweep(stages, (0, 7), ("eval/f1",), ""), tmp_path)
+    assert len(trials) == 4 + 8
+    last = trials[-1]
+    assert last.variant == "learning_rate=0.1, epochs=2.0" and last.seed == 7
+    assert last.after is trials[3]
+    assert last.overrides == {
+        "optim.epochs": 2.0,
+        "init_from": str(trials[3].folder),
+        "seed": 7,
+    }
+    assert str(last.folder.relative_to(tmp_path)) == (
+        "1_finetune/learning_rate=0.1_epochs=2.0/7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": ()}, "no stages"),
+        ({"seeds": ()}, "no seeds"),
+        ({"budget": "3 days"}, "budget='3 days' .* write it as '1500 steps'"),
+        ({"stages": (Stage("dream", "a.py", ({},)),)}, "command 'dream'.* train, fine"),
+        ({"stages": (Stage("train", "a.py", ()),)}, "no variants"),
+    ],
+)
+def test_sweeps_without_sense_are_refused(tmp_path, change, message):
+    path, asked = tmp_path / "x.py", Sweep((), (0,), ("eval/loss",), "")
+    asked = asked._replace(stages=(Stage("train", "a.py", ({},)),))._replace(**change)
+    body = f"def get_sweep():\n    return {asked!r}"
+    path.write_text(f"from configs.sweeps import Stage, Sweep\n{body}\n")
+    with pytest.raises(UserError, match=message):
+        sweep.read_sweep(str(path))
+
+
+def test_nothing_starts_where_a_trial_is_wrong(folder, tmp_path):
+    path = write(folder, "wrong.py", second="-1.0")
+    with pytest.raises(UserError, match=r"trial 'learning_rate=-1.0.*must be"):
+        run(path, tmp_path / "out")
+    path.write_text(path.read_text().replace("optim.learning_rate", "optim.rate"))
+    with pytest.raises(UserError, match=r"trial .*optim.rate is no setting"):
+        run(path, tmp_path / "out")
+    path = write(folder, "twice.py", second="0.01")
+    with pytest.raises(UserError, match="two trials have one name"):
+        run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="no such file"):
+        run(tmp_path / "none.py", tmp_path / "out")
+
+
+# Running
+
+
+def test_a_sweep_runs_resumes_and_reports(folder, capsys, monkeypatch):
+    path, workdir = write(folder), folder / "out"
+    assert run(path, workdir, "--list") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("budget 6 steps") == 2 and "4 trials" in shown
+    assert not workdir.exists()
+    assert run(path, workdir) == 0
+    shown = capsys.readouterr().out
+    assert "6 updates" in shown and "FLOPs" in shown
+    trials = sorted(workdir.glob("*/*/0/trial.json"))
+    assert len(trials) == 4
+    assert {json.loads(one.read_text())["status"] for one in trials} == {"done"}
+    pretrained = [one.parent for one in trials if "0_train" in str(one)]
+    for one in pretrained:
+        assert configs.read_config(one).optim.total_steps == 6
+        assert comparison.curve(one, "eval/loss")[-1][:2] == (6, 6 * 8 * 32)
+    page = (workdir / "report.html").read_text()
+    assert "data:image/png" in page and "1_finetune" in page
+    table = (workdir / "report.md").read_text()
+    assert "| learning_rate=0.01," in table and "## eval/accuracy" in table
+    assert len((workdir / "report.csv").read_text().splitlines()) == 3
+
+    def never(*_):
+        raise AssertionError("done already")
+
+    monkeypatch.setattr(sweep, "execute", never)
+    assert run(path, workdir) == 0
+    # Killed before it could say that it is done: the run itself resumes.
+    monkeypatch.undo()
+    (pretrained[0] / "trial.json").unlink()
+    assert run(path, workdir) == 0
+    assert f"trial 1 of 1: {pretrained[0]}" in capsys.readouterr().out
+    assert (
+        sweep.main(
+            [
+                "sweep.py",
+                "compare",
+                *map(str, pretrained),
+                f"--output={folder / 'compared'}",
+            ]
+        )
+        == 0
+    )
+    assert (folder / "compared" / "eval_loss.png").stat().st_size > 0
+
+
+def test_what_failed_is_told_and_retried(folder, capsys, monkeypatch):
+    path, workdir = write(folder, "failing.py"), folder / "failing"
+    real, failing = sweep.execute, {"0.001"}
+
+    def execute(trial):
+        if any(word in str(trial.folder) for word in failing):
+            raise UserError("the disk is full of eels")
+        return real(trial) if trial.stage.command == "dream" else 0
+
+    monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setattr(sweep, "report", lambda *_: None)
+    assert run(path, workdir) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("FAILED") == 2 and "full of eels" in shown
+    assert "it starts from" in shown and "--retry" in shown
+    failing.clear()
+    assert run(path, workdir) == 0 and "FAILED" in capsys.readouterr().out
+    assert run(path, workdir, "--retry") == 0
+    assert "FAILED" not in capsys.readouterr().out
+
+
+# Comparing
+
+
+def some_runs(tmp_path, values):
+    """Runs of variants, by seed, whose last evaluation has the value."""
+    runs = []
+    for variant, by_seed in values.items():
+        for seed, value in by_seed.items():
+            folder = tmp_path / f"{variant}_{seed}"
+            folder.mkdir()
+            data = {"batch_size": 2, "sequence_length": 5}
+            (folder / "config.json").write_text(json.dumps({"data": data}))
+            rows = [
+                {"step": 10, "train/tokens_per_second": 50.0},
+                {"step": 10, "eval/loss": 9.0},
+                {"step": 20, "train/tokens_per_second": 100.0},
+                {"step": 20, "eval/loss": value},
+            ]
+            lines = "\n".join(map(json.dumps, rows))
+            (folder / "metrics.jsonl").write_text(lines)
+            runs.append(Run(variant, seed, folder, "train.py"))
+    return runs
+
+
+def test_summaries_literal(tmp_path):
+    values = {"base": {0: 3.0, 1: 5.0}, "other": {0: 2.0, 1: 4.5, 2: 7.0}}
+    runs = some_runs(tmp_path, values)
+    found = comparison.summaries(runs, "eval/loss")
+    assert found["base"].values == [3.0, 5.0] and not found["base"].differences
+    assert found["other"].differences == [-1.0, -0.5]  # on the same seeds alone
+    low, high = found["base"].interval
+    assert 3.0 <= low < high <= 5.0
+    assert comparison.interval([1.0]) is None
+    (base, other) = comparison.table(found)
+    assert base[:5] == ["base", "2", "4", "4", "1.414"] and base[6] == ""
+    assert other[1:4] == ["3", "4.5", "4.5"] and other[6].startswith("-0.75 (-1 to")
+    # 10 updates of 10 tokens at 50 a second, then 10 at 100
+    assert comparison.curve(runs[0].folder, "eval/loss") == [
+        (10, 100, 2.0, 9.0),
+        (20, 200, 3.0, 3.0),
+    ]
+    with pytest.raises(UserError, match=r"'eval/f1': there are eval/loss"):
+        comparison.summaries(runs, "eval/f1")
+    swept = {v: {"optim.learning_rate": x} for v, x in zip(values, (1, 2), strict=True)}
+    assert comparison.draw_swept(found, swept, "eval/loss").startswith(b"\x89PNG")
+    assert comparison.draw_swept(found, {v: {} for v in values}, "eval/loss") is None
+
+
+def test_runs_that_share_nothing_are_not_compared(tmp_path):
+    (one,) = some_runs(tmp_path, {"a": {0: 1.0}})
+    with pytest.raises(UserError, match="not a run folder"):
+        comparison.compare([one.folder, tmp_path], tmp_path / "out")
