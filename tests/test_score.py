@@ -434,6 +434,15 @@ def test_the_likeliest_labels_words_win_over_templates(runs):
     assert found.tolist() == wanted.tolist()
 
 
+def test_templates_are_averaged_as_probabilities(runs, monkeypatch):
+    by_template = np.log([[0.5, 0.45, 0.05], [0.01, 0.44, 0.55]])
+    monkeypatch.setattr(prompts, "prompt_scores", lambda *_: by_template.reshape(-1))
+    words = {"good": "run", "bad": "the", "odd": "is"}
+    spec = prompts.Spec(("{label}", "{label}."), words, False, "text", "label", " ")
+    found = prompts.likeliest(runs["masked"], spec, [RECORD], "masked", [], 0, 0, False)
+    assert found.tolist() == [1]
+
+
 def marked_sum(run, text, head, word, template):
     """log p of the word's one piece at its place in either template."""
     special = run.tokenizer.special_ids
