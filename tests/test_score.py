@@ -1,5 +1,6 @@
 """Scoring a run: log-probabilities, minimal pairs, perplexity, tasks, bad input."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from sklearn.metrics import matthews_corrcoef
 
 import convert
@@ -157,6 +159,24 @@ def test_ways_are_those_of_the_flag_and_of_what_a_run_can(runs):
         scoring.way_of(runs["causal"], "masked")
     with pytest.raises(UserError, match="was fine-tuned for classification"):
         scoring.way_of(runs["tuned"])
+
+
+def test_a_run_that_can_do_both_is_asked_which(runs, monkeypatch):
+    """And its model is built to see the sides that the way needs."""
+    outputs = ("causal_lm", "masked_lm")
+    both = dataclasses.replace(runs["causal"].way, outputs=outputs)
+    monkeypatch.setattr(use.Run, "way", property(lambda _: both))
+    monkeypatch.setattr(scoring.models, "outputs_of", lambda _: {*outputs})
+    with pytest.raises(UserError, match="choose --as=causal or --as=masked"):
+        scoring.way_of(runs["causal"])
+    assert scoring.way_of(runs["causal"], "masked") == "masked"
+    config = ConfigDict({"model": {"sees": "left"}})
+    run = dataclasses.replace(runs["causal"], config=config)
+    seen = {name: scoring.fields_for(run, way) for name, way in scoring.WAYS.items()}
+    assert {name: fields["sees"] for name, fields in seen.items()} == {
+        "causal": "left",
+        "masked": "both",
+    }
 
 
 @pytest.mark.parametrize("way", ["causal", "masked"])
@@ -388,6 +408,10 @@ def test_templates_are_filled_and_marked():
     shown = prompts.after(found, ["a", "b"], "; ")
     assert shown.text == "a; b; the world run ning!"
     assert shown.text[shown.begin : shown.end] == "run ning"
+    listed = Record({"x": ["one", "two"]}, "here")
+    assert prompts.render("{label}", "{x.1} {x.0}", listed).text == "two one"
+    with pytest.raises(UserError, match=r"2 items, so none for \{x.2\}"):
+        prompts.render("{x.2}", "", listed)
     braces = Record({"text": "[[{label}]]"}, "here")  # of a text they mean nothing
     assert prompts.render("{text} [[{label}]]", "x", braces).text == "[[{label}]] x"
 
