@@ -18,6 +18,7 @@ import convert
 import errors
 import score
 import use
+from benchmarks import scoring as benchmark
 from data import corpora, pairs, shards
 from data.labelled import Record
 from data.pairs import Pair
@@ -208,6 +209,14 @@ def test_live_same_scores_as_transformers(runs, way):
 
 
 # Pairs
+
+
+def test_the_benchmark_runs(runs, tmp_path, monkeypatch, capsys):
+    line = [f"--workdir={runs['masked'].folder}", f"--input={write_pairs(tmp_path)}"]
+    monkeypatch.setattr(sys, "argv", ["scoring.py", *line, "--rounds=1"])
+    benchmark.main()
+    shown = capsys.readouterr().out
+    assert "masked: 5 pairs," in shown and "all cores: scored and plain" in shown
 
 
 def write_pairs(folder):
