@@ -77,10 +77,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     lm_eval.add_argument("--tasks", required=True, help="their names, with commas")
     lm_eval.add_argument("--include_path", help="a folder of tasks of your own")
     lm_eval.add_argument("--limit", type=int, help="records of each task [all]")
-    for command in (task, lm_eval):
-        command.add_argument(
-            "--shots", type=int, default=0, help="examples before a text [%(default)s]"
-        )
+    task.add_argument(
+        "--shots", type=int, default=0, help="examples before a text [%(default)s]"
+    )
+    lm_eval.add_argument(
+        "--shots", type=int, help="examples before a text [as the task says]"
+    )
     task.add_argument(
         "--seed", type=int, default=0, help="of their choice [%(default)s]"
     )

@@ -1,5 +1,6 @@
 """Scoring a run: log-probabilities, minimal pairs, perplexity, tasks, bad input."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -10,12 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from sklearn.metrics import matthews_corrcoef
 
 import convert
 import errors
 import score
 import use
+from benchmarks import scoring as benchmark
 from data import corpora, pairs, shards
 from data.labelled import Record
 from data.pairs import Pair
@@ -159,6 +162,24 @@ def test_ways_are_those_of_the_flag_and_of_what_a_run_can(runs):
         scoring.way_of(runs["tuned"])
 
 
+def test_a_run_that_can_do_both_is_asked_which(runs, monkeypatch):
+    """And its model is built to see the sides that the way needs."""
+    outputs = ("causal_lm", "masked_lm")
+    both = dataclasses.replace(runs["causal"].way, outputs=outputs)
+    monkeypatch.setattr(use.Run, "way", property(lambda _: both))
+    monkeypatch.setattr(scoring.models, "outputs_of", lambda _: {*outputs})
+    with pytest.raises(UserError, match="choose --as=causal or --as=masked"):
+        scoring.way_of(runs["causal"])
+    assert scoring.way_of(runs["causal"], "masked") == "masked"
+    config = ConfigDict({"model": {"sees": "left"}})
+    run = dataclasses.replace(runs["causal"], config=config)
+    seen = {name: scoring.fields_for(run, way) for name, way in scoring.WAYS.items()}
+    assert {name: fields["sees"] for name, fields in seen.items()} == {
+        "causal": "left",
+        "masked": "both",
+    }
+
+
 @pytest.mark.parametrize("way", ["causal", "masked"])
 def test_live_same_scores_as_transformers(runs, way):
     reason = "the extra parity (torch, transformers) is not installed"
@@ -188,6 +209,14 @@ def test_live_same_scores_as_transformers(runs, way):
 
 
 # Pairs
+
+
+def test_the_benchmark_runs(runs, tmp_path, monkeypatch, capsys):
+    line = [f"--workdir={runs['masked'].folder}", f"--input={write_pairs(tmp_path)}"]
+    monkeypatch.setattr(sys, "argv", ["scoring.py", *line, "--rounds=1"])
+    benchmark.main()
+    shown = capsys.readouterr().out
+    assert "masked: 5 pairs," in shown and "all cores: scored and plain" in shown
 
 
 def write_pairs(folder):
@@ -388,6 +417,10 @@ def test_templates_are_filled_and_marked():
     shown = prompts.after(found, ["a", "b"], "; ")
     assert shown.text == "a; b; the world run ning!"
     assert shown.text[shown.begin : shown.end] == "run ning"
+    listed = Record({"x": ["one", "two"]}, "here")
+    assert prompts.render("{label}", "{x.1} {x.0}", listed).text == "two one"
+    with pytest.raises(UserError, match=r"2 items, so none for \{x.2\}"):
+        prompts.render("{x.2}", "", listed)
     braces = Record({"text": "[[{label}]]"}, "here")  # of a text they mean nothing
     assert prompts.render("{text} [[{label}]]", "x", braces).text == "[[{label}]] x"
 
@@ -432,6 +465,15 @@ def test_the_likeliest_labels_words_win_over_templates(runs):
     wanted = (np.exp(sums) / np.exp(sums).sum(-1, keepdims=True)).mean(1).argmax(1)
     found = prompts.likeliest(run, spec, rows, "masked", examples, 1, 0, False)
     assert found.tolist() == wanted.tolist()
+
+
+def test_templates_are_averaged_as_probabilities(runs, monkeypatch):
+    by_template = np.log([[0.5, 0.45, 0.05], [0.01, 0.44, 0.55]])
+    monkeypatch.setattr(prompts, "prompt_scores", lambda *_: by_template.reshape(-1))
+    words = {"good": "run", "bad": "the", "odd": "is"}
+    spec = prompts.Spec(("{label}", "{label}."), words, False, "text", "label", " ")
+    found = prompts.likeliest(runs["masked"], spec, [RECORD], "masked", [], 0, 0, False)
+    assert found.tolist() == [1]
 
 
 def marked_sum(run, text, head, word, template):

@@ -79,14 +79,14 @@ def evaluate(
     *,
     within_word: bool = False,
     include_path: str | None = None,
-    shots: int = 0,
+    shots: int | None = None,
     limit: int | None = None,
 ) -> dict[str, Measured]:
     """lm-eval's metrics of some tasks, "TASK/METRIC".
 
     Args:
         include_path: a folder with tasks of one's own.
-        shots: examples before a text; 0: as many as the task has.
+        shots: examples before a text; None: as many as the task has.
         limit: records of each task.
 
     Raises:
@@ -102,7 +102,7 @@ def evaluate(
     found = lm_eval.simple_evaluate(
         model=RunModel(run, way, within_word),
         tasks=[*tasks],
-        num_fewshot=shots or None,
+        num_fewshot=shots,
         limit=limit,
         task_manager=manager,
         log_samples=False,

@@ -2,9 +2,10 @@
 
 A spec is a JSON object:
 
-    templates   texts with {COLUMN} for a field of the record, {label} for the label's
-                words, and [[ ]] around what counts; without these all of it does.
-                Of several templates the probabilities of the labels are averaged
+    templates   texts with {COLUMN} for a field of the record, {COLUMN.0} for the first
+                item of one that has a list, {label} for the label's words, and [[ ]]
+                around what counts; without these all of it does. Of several templates
+                the probabilities of the labels are averaged
     labels      label -> its words, in which {COLUMN} may stand, too
     threshold   in place of labels: the label of a text below and of one above the
                 threshold that is best on the examples
@@ -26,14 +27,15 @@ from jaxtyping import Float64, Int64
 from data import records
 from data.labelled import Record
 from errors import UserError
-from tasks.encoding import text_of
+from tasks.encoding import list_of, text_of
 from tasks.scores import shares
 from use import measured, scoring
 from use.measured import Measured
 from use.run import Run
 from use.scoring import WAYS, Counted
 
-PART = re.compile(r"\[\[|\]\]|\{\w+\}")
+PART = re.compile(r"\[\[|\]\]|\{\w+(?:\.\d+)?\}")
+FIELD = re.compile(r"\{(\w+)(?:\.(\d+))?\}")
 PER = ("text", "token")
 KEYS = ("templates", "labels", "threshold", "per", "label_column", "separator", "about")
 
@@ -128,7 +130,7 @@ def render(template: str, words: str, record: Record) -> Prompt:
     """The template with a label's words and a record's fields."""
 
     def fill(text: str) -> str:
-        return re.sub(r"\{(\w+)\}", lambda m: text_of(record, m[1]), text)
+        return FIELD.sub(lambda found: value_of(record, found[1], found[2]), text)
 
     text, begin, end = "", 0, None
     for part in re.split(f"({PART.pattern})", template):
@@ -139,6 +141,19 @@ def render(template: str, words: str, record: Record) -> Prompt:
         else:
             text += fill(words) if part == "{label}" else fill(part)
     return Prompt(text, begin, len(text) if end is None else end, record.place)
+
+
+def value_of(record: Record, column: str, item: str | None) -> str:
+    """The text of a field, or the item of that number, from 0 on, of its list."""
+    if item is None:
+        return text_of(record, column)
+    items = list_of(record, column, "a list of texts")
+    if int(item) >= len(items):
+        raise UserError(
+            f"{record.place}: the column {column!r} has {len(items)} items, so none "
+            f"for {{{column}.{item}}}: correct the record or the spec"
+        )
+    return items[int(item)]
 
 
 def after(prompt: Prompt, shown: Sequence[str], separator: str) -> Prompt:
