@@ -205,8 +205,8 @@ def fill_mask_command(run: Run, arguments: argparse.Namespace) -> None:
     texts = [("--text", arguments.text)]
     if arguments.text is None:
         texts = inputs.read_lines(arguments.input, arguments.skip_blank)
-    for _, text in texts:
-        if not text:
+    for place, text in texts:
+        if not text and place != "--text":
             print()
             continue
         found = fill_mask(run, text, arguments.top)
@@ -337,7 +337,7 @@ def glue_output(output: str | None, name: str, source: str | None) -> str | None
 def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     errors.check_output(arguments.output)
     texts = [("--text", arguments.text)]
-    if not (arguments.text or "-").strip():
+    if arguments.text is not None and not arguments.text.strip():
         raise UserError("--text has no text: write one")
     if arguments.text is None:
         texts = inputs.read_texts(

@@ -73,6 +73,8 @@ def train(config: ConfigDict, workdir: Path) -> Result:
     errors.check_folder(workdir, "--workdir")
     if (workdir / "data.json").exists():
         draws.check_version(json.loads((workdir / "data.json").read_text()), workdir)
+    if done := finished(config, workdir):
+        return done
     with costs.memory_explained(costs.REMEDIES):
         mesh = make_mesh(config)
         data = open_data(config, mesh)
@@ -92,6 +94,23 @@ def train(config: ConfigDict, workdir: Path) -> Result:
             )
             if parallel.is_first():
                 report(config, result, lines)
+    return result
+
+
+def finished(config: ConfigDict, workdir: Path) -> Result | None:
+    """The result of a run that is over, told again without looking at its text."""
+    lines = workdir / "lines.json"
+    if not (lines.exists() and checkpoints.has_checkpoint(workdir)):
+        return None
+    course = course_of(config)
+    with one_writer(workdir):
+        result = runs.finished(
+            workdir,
+            total_steps=course.total_steps,
+            eval_every_steps=course.eval_every_steps,
+        )
+        if result and parallel.is_first():
+            report(config, result, read_lines(lines))
     return result
 
 
@@ -199,11 +218,15 @@ def heldout_batches(
     }
 
 
+def read_lines(path: Path) -> tuple[Line, ...]:
+    return tuple(Line(**line) for line in json.loads(path.read_text()))
+
+
 def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, ...]:
     """What models that only count come to on the held-out text; kept with the run."""
     target = workdir / "lines.json"
     if target.exists():
-        return tuple(Line(**line) for line in json.loads(target.read_text()))
+        return read_lines(target)
     last = course_of(config).phases[-1].config
     measured = heldout_batches(last, data.tokenizer, data.heldout, 0, 1)
     lines = way_of(config.objective.name).lines(

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -504,8 +505,10 @@ def test_a_changed_corpus_is_no_resumption(corpus, tmp_path):
     config.data.update(corpus=str(corpus), heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
     config.optim.update(total_steps=1, warmup_steps=0)
-    train.train(config, tmp_path / "run")
+    done = train.train(config, tmp_path / "run")
     corpus.write_text(corpus.read_text() + "\n\nOne more document, quite new.")
+    assert train.train(config, tmp_path / "run") == done  # looks at no text any more
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"the run in .* was made from something else"):
         train.train(config, tmp_path / "run")
 

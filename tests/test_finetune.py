@@ -26,7 +26,7 @@ from objectives.cross_entropy import weighted_cross_entropy
 from tasks import KINDS, packing, splits
 from tasks.auxiliary_lm import auxiliary_lm
 from tasks.encoding import Task, make_frame
-from training import loop, runs
+from training import loop, parallel, runs
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
 from training.step import term_means
@@ -589,9 +589,15 @@ def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
         finetune.finetune(config, tmp_path / "run")
 
 
-def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys):
+def test_a_run_that_failed_says_the_usual_causes(given, tmp_path, capsys, monkeypatch):
     config = topic_config(given, optim__learning_rate=0.0)
+    compiled, compile_one = [], parallel.compile_eval_step
+    monkeypatch.setattr(
+        parallel, "compile_eval_step", lambda *x: compiled.append(x) or compile_one(*x)
+    )
     done(config, tmp_path / "run")
+    splits = {path.stem for path in (tmp_path / "run").glob("predictions_*")}
+    assert len(compiled) == len(splits)  # once each: that of eval serves to the end
     assert results(tmp_path / "run")["failed"]
     before, said = capsys.readouterr().out.split("FAILED: ")
     # Told is a row a group; a row a parameter stands in the run folder.

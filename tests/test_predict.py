@@ -860,6 +860,9 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
             "classify is not for .*predict.py fill_mask",
         ),
         ("bert", ["embed", "--text= "], "--text has no text"),
+        ("bert", ["embed", "--text="], "--text has no text"),
+        ("bert", ["fill_mask", "--text="], r"no \[MASK\] in ''"),
+        ("bert", ["fill_mask", "--text=[MASK]", "--top=0"], "--top=0 must be at least"),
         ("bert", ["embed", "--text=a", "--output=no/x.npy"], r"no folder .*no: make"),
         (
             "gpt",
@@ -868,6 +871,12 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
         ),
         ("gpt", ["generate", "--max_tokens=0"], "--max_tokens=0 is out of range"),
         ("gpt", ["generate", "--top_p=1.5"], "--top_p=1.5 is out of range"),
+        ("gpt", ["generate", "--temperature=inf"], "--temperature=inf is out of range"),
+        (
+            "gpt",
+            ["generate", f"--seed={2**64}"],
+            "--seed=18446744073709551616 is out o",
+        ),
     ],
 )
 def test_mistakes_are_named(runs, run, arguments, message):

@@ -147,6 +147,7 @@ class Job:
         criterion: of these values, the lower the better.
         patience: evaluations without a new lowest criterion that end it; 0: never.
         fresh: () -> the parameters of step 0, where they are planned to lie.
+        compiled: evaluations so far, by name and micro-batches.
     """
 
     run: Settings
@@ -160,6 +161,7 @@ class Job:
     criterion: Callable[[dict[str, float]], float]
     patience: int
     fresh: Callable[[], Any]
+    compiled: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
 
     def phase(self, step: int) -> int:
         """The number of the phase of an update."""
@@ -348,17 +350,17 @@ def update(job: Job, feed: Feed, micro_batches: int) -> Any:
 def evaluations(
     job: Job, held_out: dict[str, Evaluation], micro_batches: int
 ) -> dict[str, Any]:
-    """The evaluations of a batch, compiled."""
+    """The evaluations of a batch, compiled once for each name."""
     mesh = job.plan.mesh
-    return {
-        name: parallel.compile_eval_step(
-            step.make_eval_step(one.evaluate, micro_batches),
-            job.plan.state.params,
-            one.feed.planned(mesh, micro_batches),
-            mesh,
-        )
-        for name, one in held_out.items()
-    }
+    for name, one in held_out.items():
+        if (name, micro_batches) not in job.compiled:
+            job.compiled[name, micro_batches] = parallel.compile_eval_step(
+                step.make_eval_step(one.evaluate, micro_batches),
+                job.plan.state.params,
+                one.feed.planned(mesh, micro_batches),
+                mesh,
+            )
+    return {name: job.compiled[name, micro_batches] for name in held_out}
 
 
 def in_parts_that_fit(
@@ -450,6 +452,32 @@ def execute(
     writer.close()
     checkpoints.close()
     return result_of(workdir, first, stop.received)
+
+
+def finished(
+    workdir: Path, *, total_steps: int, eval_every_steps: int
+) -> Result | None:
+    """The result of a run that is over, which is said; None where there is work left.
+
+    Without its job, and so without its data; of a run that is judged by its loss, and
+    that no patience ends.
+    """
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step() or 0
+    evaluated = {row["step"]: row["eval/loss"] for row in evaluations_of(workdir)}
+    over = loop.is_over(
+        step,
+        evaluated,
+        checkpoints,
+        total_steps=total_steps,
+        eval_every_steps=eval_every_steps,
+        patience=0,
+    )
+    checkpoints.close()
+    if not over:
+        return None
+    print(f"step {step}: the run is done")
+    return result_of(workdir, step, None)
 
 
 def train(

@@ -24,9 +24,12 @@ def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]
     Says on stderr how many pieces are unknown.
 
     Raises:
-      UserError: the run cannot do it, no mask in the text, or a text that is too long.
+      UserError: the run cannot do it, no mask in the text, a text that is too long, or
+        no words asked for.
     """
     run.check("fill_mask")
+    if top < 1:
+        raise UserError(f"--top={top} must be at least 1")
     if "masked_lm" not in models.outputs_of(run.config.model):
         raise UserError(
             f"fill_mask needs a masked LM head, and the model of {run.folder} has "

@@ -1,5 +1,6 @@
 """Continuing a text: token by token, or by filling in masked words."""
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -50,9 +51,10 @@ def generate(
         ("max_tokens", max_tokens, max_tokens is None or max_tokens >= 1),
         ("parallel", parallel, parallel is None or parallel >= 1),
         ("samples", samples, samples >= 1),
-        ("temperature", temperature, temperature >= 0),
+        ("temperature", temperature, 0 <= temperature < math.inf),
         ("top_k", top_k, top_k >= 0),
         ("top_p", top_p, 0 < top_p <= 1),
+        ("seed", seed, 0 <= seed < 2**32),
     ):
         if not fine:
             raise UserError(f"--{name}={value} is out of range: see generate --help")
