@@ -590,15 +590,21 @@ def with_added(path: Path, tokenizer: Tokenizer, added: Mapping[Any, Any]) -> To
                 f"{index}, but it is {known[piece]} there: bring a consistent set, or "
                 "the file alone in another folder"
             )
-    new = [token for _, token in tokens if token["content"] not in tokenizer.pieces]
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    there = {*tokenizer.pieces}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        kinds = {token["content"]: bool(token.get("special")) for _, token in tokens}
+        new = {piece: kind for piece, kind in kinds.items() if piece not in there}
+        return _with_types(tokenizer, new) if new else tokenizer
+    library = tokenizers.Tokenizer.from_str(tokenizer.serialized)
+    found = {token.content for token in library.get_added_tokens_decoder().values()}
+    new = [
+        token
+        for _, token in tokens
+        if token["content"] not in (found if not token.get("special") else there)
+    ]
     if not new:
         return tokenizer
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return _with_types(
-            tokenizer, {token["content"]: bool(token.get("special")) for token in new}
-        )
-    library = tokenizers.Tokenizer.from_str(tokenizer.serialized)
     for token in new:
         own = {flag: token[flag] for flag in flags if flag in token}
         library.add_tokens([tokenizers.AddedToken(token["content"], **own)])

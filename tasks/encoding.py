@@ -162,7 +162,8 @@ def make_frame(tokenizer: Tokenizer, fields: Mapping[str, Any] | ConfigDict) -> 
             f"a task's texts are framed for this model by the special tokens "
             f"{', '.join(dict.fromkeys(roles))}; the tokenizer has no "
             f"{', '.join(sorted(missing))} (it has "
-            f"{', '.join(sorted(special)) or 'none'})"
+            f"{', '.join(sorted(special)) or 'none'}): say which they are, as by "
+            f"--config.data.tokenizer.special_tokens='{min(missing)}=PIECE'"
         )
     return Frame(
         *(special[role] for role in roles),

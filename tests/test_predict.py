@@ -875,7 +875,7 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
         (
             "gpt",
             ["generate", f"--seed={2**64}"],
-            "--seed=18446744073709551616 is out o",
+            "--seed=18446744073709551616 is out",
         ),
     ],
 )
