@@ -38,6 +38,6 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.objective.update(mask_rate=0.3, max_predictions=20)
     config.objective.update(mask_token_rate=1.0, random_token_rate=0.0)
-    config.optim.update(total_steps=4000, warmup_steps=200, eval_every_steps=500)
+    config.optim.update(total_steps=2500, warmup_steps=150, eval_every_steps=500)
     config.optim.update(learning_rate=3e-3)
     return configs.variant(config, arg)
