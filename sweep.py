@@ -80,6 +80,8 @@ def main(argv: list[str]) -> int:
     for trial in trials:
         check(trial)
     if arguments.list:
+        if not asked.budget.endswith("seconds"):
+            trials = [budgeted(asked, trial, workdir) for trial in trials]
         print(listed(asked, trials))
         return 0
     errors.check_folder(workdir, "--workdir")
@@ -148,6 +150,12 @@ def read_sweep(path: str) -> Sweep:
             )
     if not sweep.stages or not sweep.seeds:
         raise UserError(f"{path} has no {'seeds' if sweep.stages else 'stages'}")
+    for metric in sweep.metrics:
+        if metric.partition("/")[0] not in ("eval", "test", "score"):
+            raise UserError(
+                f"{path} compares {metric!r}: metrics are called eval/..., test/... or "
+                "score/..."
+            )
     if sweep.budget and parse_budget(sweep.budget) is None:
         raise UserError(
             f"budget={sweep.budget!r} of {path} is none: write it as '1500 steps', "
@@ -258,10 +266,17 @@ def steps_of(budget: str, trial: Trial, workdir: Path) -> int:
     path = workdir / "timing" / f"{trial.variant.replace(', ', '_')}.json"
     if not path.exists():
         seconds = tokens / tokens_per_second(trial, workdir)
-        found = {"seconds_an_update": seconds, "steps": max(1, int(amount / seconds))}
+        steps = max(1, int(amount / seconds))
+        found = {"budget": budget, "seconds_an_update": seconds, "steps": steps}
         path.parent.mkdir(parents=True, exist_ok=True)
         cache.write_whole(path, json.dumps(found).encode())
-    return json.loads(path.read_text())["steps"]
+    found = json.loads(path.read_text())
+    if found["budget"] != budget:
+        raise UserError(
+            f"the trials in {workdir} have a budget of {found['budget']!r}, and the "
+            f"sweep now one of {budget!r}: give another --workdir"
+        )
+    return found["steps"]
 
 
 def tokens_per_second(trial: Trial, workdir: Path) -> float:

@@ -118,6 +118,7 @@ def test_later_stages_start_from_each_run_before(tmp_path):
     [
         ({"stages": ()}, "no stages"),
         ({"seeds": ()}, "no seeds"),
+        ({"metrics": ("accuracy",)}, "compares 'accuracy': metrics are called eval/"),
         ({"budget": "3 days"}, "budget='3 days' .* write it as '1500 steps'"),
         ({"stages": (Stage("dream", "a.py", ({},)),)}, "command 'dream'.* train, fine"),
         ({"stages": (Stage("train", "a.py", ()),)}, "no variants"),
@@ -130,6 +131,19 @@ def test_sweeps_without_sense_are_refused(tmp_path, change, message):
     path.write_text(f"from configs.sweeps import Stage, Sweep\n{body}\n")
     with pytest.raises(UserError, match=message):
         sweep.read_sweep(str(path))
+
+
+def test_a_budget_of_seconds_is_measured_once(folder, tmp_path, monkeypatch):
+    asked = sweep.read_sweep(str(write(folder, "timed.py", budget="60 seconds")))
+    trial, rates = sweep.make_trials(asked, tmp_path)[0], [512.0, 1.0]
+    monkeypatch.setattr(sweep, "tokens_per_second", lambda *_: rates.pop(0))
+    for _ in range(2):  # rows of 8 x 32: two updates a second
+        found = sweep.budgeted(asked, trial, tmp_path).overrides
+        assert found["optim.total_steps"] == 120
+        assert found["optim.warmup_steps"] == 6
+    asked = asked._replace(budget="30 seconds")
+    with pytest.raises(UserError, match=r"budget of '60 seconds', .* '30 seconds'"):
+        sweep.budgeted(asked, trial, tmp_path)
 
 
 def test_nothing_starts_where_a_trial_is_wrong(folder, tmp_path):
@@ -154,7 +168,7 @@ def test_a_sweep_runs_resumes_and_reports(folder, capsys, monkeypatch):
     path, workdir = write(folder), folder / "out"
     assert run(path, workdir, "--list") == 0
     shown = capsys.readouterr().out
-    assert shown.count("budget 6 steps") == 2 and "4 trials" in shown
+    assert shown.count("6 updates, ") == 2 and "4 trials, " in shown
     assert not workdir.exists()
     assert run(path, workdir) == 0
     shown = capsys.readouterr().out

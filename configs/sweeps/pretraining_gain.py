@@ -1,4 +1,4 @@
-"""What ten minutes of pre-training gain: docstring to library, 200 labels and all.
+"""What ten minutes of pre-training gain: docstring to library, from 200 labels.
 
     python sweep.py --sweep=configs/sweeps/pretraining_gain.py --workdir=sweeps/gain
 
@@ -10,7 +10,7 @@ from configs.sweeps import Stage, Sweep, over, product
 
 def get_sweep() -> Sweep:
     start = over("load_weights", (True, False))
-    labels = over("data.train_examples", (200, 0))
+    labels = over("data.train_examples", (200,))
     rate = over("optim.learning_rate", (3e-4,))
     return Sweep(
         stages=(
