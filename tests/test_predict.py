@@ -299,7 +299,35 @@ def test_fill_mask_probabilities_sum_to_one(runs):
     np.testing.assert_allclose(words.sum(), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", tokenizer_training.ALGORITHMS)
+LEARNT = {*tokenizer_training.ALGORITHMS} - {*tokenizer_training.COUNTED}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "text", "shown"),
+    [
+        ("symbols", "7 12 [MASK] 7", "7 12 12 7"),
+        ("characters", "C(=O)[MASK]C\nN", "C(=O)NC\nN"),
+    ],
+)
+def test_a_mask_among_symbols_is_one_of_them(algorithm, text, shown):
+    tokenizer = tokenizer_training.train(
+        ["7 12 3 7 C(=O)N\n"],
+        algorithm=algorithm,
+        vocab_size=40,
+        lowercase=False,
+        strip_accents=False,
+        unicode_form="none",
+        special_tokens=tokenizers.BERT_SPECIAL_TOKENS,
+        sample_bytes=100,
+    )
+    found = filling.pieces_around_masks(tokenizer, text.split("[MASK]"))
+    (expected,) = tokenizer.encode_batch([shown])
+    (place,) = np.flatnonzero(found == tokenizer.special_ids["mask"])
+    expected[place] = tokenizer.special_ids["mask"]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("algorithm", sorted(LEARNT))
 def test_around_a_mask_are_the_pieces_of_the_whole_text(algorithm):
     """As training shows them: a word's own piece, with its space, is the mask."""
     texts = [

@@ -1050,12 +1050,12 @@ GPT_MODEL = {"family": "gpt"}
             "next_sentence",
             BERT_MODEL | {"pooler": False, "next_sentence_head": False},
             "predicts next_sentence.*set model.next_sentence_head=True and "
-            "model.pooler=True, or objective.name='masked_lm'$",
+            "model.pooler=True, or objective.name='masked_lm', or ",
         ),
         (
             "next_sentence",
             BERT_MODEL | {"pooler": False},
-            "set model.pooler=True, or objective.name='masked_lm'$",
+            "set model.pooler=True, or objective.name='masked_lm', or ",
         ),
         (
             "masked_lm",
@@ -1067,7 +1067,7 @@ GPT_MODEL = {"family": "gpt"}
             BERT_MODEL,
             "sees the left side alone.*model.family='bert' does not: set "
             "model.family='gpt', or model.family='foreword', or "
-            "objective.name='masked_lm', or "
+            "objective.name='masked_lm', or objective.name='masked_diffusion', or "
             "objective.name='next_sentence'$",
         ),
         (

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Integer
 from tqdm import tqdm
 
 import models
-from data.tokenizers import TASK_ROLES, count_unknown
+from data.tokenizers import TASK_ROLES, count_pieces
 from errors import UserError
 from models import Model
 from models.transformer import logits
@@ -183,7 +183,7 @@ def whole_texts(
     for place, pieces in zip(places, run.tokenizer.encode_batch([*texts]), strict=True):
         if not len(pieces):
             raise UserError(f"{place} has no text: write some, or remove it")
-        unknown += count_unknown(run.tokenizer, pieces)
+        unknown += count_pieces(run.tokenizer, pieces)[0]
         total += len(pieces)
         tokens = np.concatenate([before, pieces, after]).astype(np.int32)
         found.append(Counted(tokens, len(before), len(before) + len(pieces)))
