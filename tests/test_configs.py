@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -61,6 +62,14 @@ def snapshot():
     }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """These programs run once; compiling them takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def parse(*arguments, command="train.py"):
     return configs.parse([command, *arguments], command)
 
@@ -88,6 +97,7 @@ def test_tiny_trains_two_steps_and_resumes(name, corpus, tmp_path, capsys):
     config.data.update(corpus=str(corpus), heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
     config.optim.update(total_steps=2, warmup_steps=1)
+    config.run.mesh.data = 1
     workdir = tmp_path / "run"
     done = train.train(config, workdir)
     assert (done.folder, done.step, done.signal) == (workdir, 2, None)
@@ -505,6 +515,7 @@ def test_a_changed_corpus_is_no_resumption(corpus, tmp_path):
     config.data.update(corpus=str(corpus), heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
     config.optim.update(total_steps=1, warmup_steps=0)
+    config.run.mesh.data = 1
     done = train.train(config, tmp_path / "run")
     corpus.write_text(corpus.read_text() + "\n\nOne more document, quite new.")
     assert train.train(config, tmp_path / "run") == done  # looks at no text any more
