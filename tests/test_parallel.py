@@ -259,6 +259,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     processes = [

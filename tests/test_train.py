@@ -25,6 +25,14 @@ from training.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """These runs take a few steps; compiling them takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Sixty documents of several sentences of uneven length, and a cache."""
@@ -261,45 +269,14 @@ def command(folder, workdir):
     ]
 
 
-def test_killed_at_any_moment_and_resumed_is_the_undisturbed_run(folder):
-    environment = os.environ | {"XLA_FLAGS": ""}
-
-    def finish(workdir):
-        done = subprocess.run(
-            command(folder, workdir), env=environment, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return load_params(workdir)[0], curve(workdir), curve(workdir, "eval/loss")
-
-    params, losses, evaluations = finish(folder / "whole")
-    assert [step for step, _ in losses] == list(range(1, 301))
-    for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        workdir = folder / f"cut_{status}"
-        process = subprocess.Popen(
-            command(folder, workdir),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        while not (workdir / "metrics.jsonl").exists() or len(curve(workdir)) < 60:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.01)
-        process.send_signal(number)
-        output = process.communicate()[0]
-        assert process.returncode == status, output
-        if number == signal.SIGTERM:
-            assert "stopped by SIGTERM after step" in output
-        again = finish(workdir)
-        assert again[1:] == (losses, evaluations)
-        jax.tree.map(np.testing.assert_array_equal, again[0], params)
+ALONE = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def start(folder, workdir):
     """The process of a run, in a group of its own, after some sixty steps."""
     process = subprocess.Popen(
         command(folder, workdir),
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | ALONE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -311,8 +288,58 @@ def start(folder, workdir):
     return process
 
 
+def finish(folder, workdir):
+    done = subprocess.run(
+        command(folder, workdir),
+        env=os.environ | ALONE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def twice(folder):
+    """What the same line says while a run is on its way, and the run's end."""
+    workdir = folder / "twice"
+    first = start(folder, workdir)
+    first.send_signal(signal.SIGSTOP)  # so that it is not done before the second begins
+    second = finish(folder, workdir)
+    first.send_signal(signal.SIGCONT)
+    output = first.communicate()[0]
+    return first, output, second, outcome(workdir)
+
+
+def test_the_same_line_twice_is_refused_and_the_first_goes_on(folder, twice):
+    first, output, (status, said), (_, losses, _) = twice
+    assert status == 2, said
+    assert f"{folder / 'twice'} is being written by process {first.pid} on " in said
+    assert first.returncode == 0, output
+    assert [step for step, _ in losses] == list(range(1, 301))
+
+
+def check_resumed(folder, workdir, twice):
+    """As the run that no signal ended."""
+    status, said = finish(folder, workdir)
+    assert status == 0, said
+    params, *curves = outcome(workdir)
+    expected, *expected_curves = twice[-1]
+    assert curves == expected_curves
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_killed_and_resumed_is_the_undisturbed_run(folder, twice):
+    workdir = folder / "killed"
+    process = start(folder, workdir)
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    check_resumed(folder, workdir, twice)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_group_that_a_launcher_repeats_saves(folder, number):
+def test_a_signal_to_the_group_that_a_launcher_repeats_saves(folder, twice, number):
     workdir = folder / f"group_{number}"
     process = start(folder, workdir)
     os.killpg(process.pid, number)
@@ -325,25 +352,8 @@ def test_a_signal_to_the_group_that_a_launcher_repeats_saves(folder, number):
     saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert saved[-1] == last
     assert f"stopped by {number.name} after step {last}" in output
-
-
-def test_the_same_line_twice_is_refused_and_the_first_goes_on(folder):
-    workdir = folder / "twice"
-    first = start(folder, workdir)
-    first.send_signal(signal.SIGSTOP)  # so that it is not done before the second begins
-    second = subprocess.run(
-        command(folder, workdir),
-        env=os.environ | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2, second.stderr
-    assert f"{workdir} is being written by process {first.pid} on " in second.stderr
-    output = first.communicate()[0]
-    assert first.returncode == 0, output
-    assert [step for step, _ in curve(workdir)] == list(range(1, 301))
+    if number == signal.SIGTERM:
+        check_resumed(folder, workdir, twice)
 
 
 def test_show_batch_is_decoded_examples_and_trains_nothing(folder):
@@ -520,7 +530,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, capfd):
     assert curve(workdir) == before[3:]
 
 
-def test_a_run_that_is_stopped_says_by_what(folder):
+def test_a_run_that_is_stopped_says_by_what(folder, monkeypatch):
+    monkeypatch.setattr(loop, "REPEAT_SECONDS", 0.0)
     config = tiny("bert_mini", folder)
     config.run.mesh.data = 1
     config.optim.update(total_steps=4000, eval_every_steps=4000)
