@@ -603,6 +603,25 @@ def test_live_transformers_reads_the_same(brought, files, as_json):
         assert here.encode_batch([text])[0].tolist() == found
 
 
+def test_live_a_vocab_txt_with_added_tokens_is_read_the_same(tmp_path):
+    reason = "the extra parity (torch, transformers) is not installed"
+    library = pytest.importorskip("transformers", reason=reason)
+    count = len(VOCABULARY)
+    files = {
+        "config": {"model_type": "bert"},
+        "added_tokens": {"NewTok": count, "héro": count + 1},
+        "tokenizer_config": {"do_lower_case": True, "mask_token": "[MASK]"},
+    }
+    vocab_txt(tmp_path, [*VOCABULARY])
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    there, here = library.AutoTokenizer.from_pretrained(tmp_path), load(str(tmp_path))
+    for text in ("the NewTok", "THE newtokcafé", "café Héro hero", "unwanted!"):
+        found = there(text, add_special_tokens=False)["input_ids"]
+        assert here.encode_batch([text])[0].tolist() == found
+    assert there.mask_token_id == here.special_ids["mask"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
