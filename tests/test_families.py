@@ -188,7 +188,10 @@ def loss_of(name, model, batch, vocab_size=None):
     def loss(params):
         scores = logits(model.apply(params, batch)[language(name)])[..., :vocab_size]
         targets = batch["targets"]
-        return weighted_cross_entropy(scores, targets, jnp.ones(targets.shape))[0]
+        total, weight, _ = weighted_cross_entropy(
+            scores, targets, jnp.ones(targets.shape)
+        )
+        return total / weight
 
     return loss
 
