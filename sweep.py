@@ -11,6 +11,7 @@ is written, and what its report shows.
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
 import statistics
@@ -20,6 +21,8 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import configs
 import errors
@@ -32,7 +35,7 @@ from training.metrics import read_metrics
 
 SCRIPTS = {"train": "train.py", "finetune": "finetune.py", "score": "score.py"}
 OWN = ("init_from", "seed")  # of a sweep, and no flag of score.py
-TIMED_STEPS = 40  # that a budget of seconds is measured with
+TIMED_STEPS, TIMED_AT_ONCE = 40, 5  # that a budget of seconds is measured with
 BUDGETS = ("steps", "tokens", "flops", "seconds")
 
 
@@ -285,41 +288,47 @@ def tokens_per_second(trial: Trial, workdir: Path) -> float:
     given = {"total_steps": TIMED_STEPS, "eval_every_steps": TIMED_STEPS}
     given |= {"warmup_steps": 1}
     overrides = {f"optim.{name}": value for name, value in given.items()}
-    overrides |= {"run.log_every_steps": 5, "data.heldout_tokens": 1}
+    overrides |= {"run.log_every_steps": TIMED_AT_ONCE, "data.heldout_tokens": 1}
     timed = dataclasses.replace(
         trial, overrides=trial.overrides | overrides, folder=folder
     )
     execute(timed)
     rows = read_metrics(folder / "metrics.jsonl")
-    rates = [row["train/tokens_per_second"] for row in rows if "train/loss" in row]
-    return statistics.median(rates[1:])
+    rows = [row for row in rows if "train/loss" in row]
+    even = [row for row in rows if row["step"] % TIMED_AT_ONCE == 0]
+    return statistics.median(row["train/tokens_per_second"] for row in even[1:])
 
 
 def update_flops(trial: Trial) -> float:
     """Of one update of a trial that pre-trains."""
-    import train  # and with it jax
+    import models  # and with it jax
+    import train
+    from training import optimizers, runs
 
-    return train.flops_of_an_update(read_config(trial))
+    config, row = read_config(trial), {"tokens": np.zeros((1, 2), np.int32)}
+    params = runs.shapes_of(models.build(config.model), row)
+    return train.flops_of_an_update(config, optimizers.parameter_sizes(params))
 
 
 def listed(sweep: Sweep, trials: list[Trial]) -> str:
     """The trials, and what they cost as far as that is known."""
     lines, total = [], 0.0
+    pretraining = [trial for trial in trials if trial.stage.command == "train"]
     for trial in trials:
         cost = ""
-        if trial.stage.command == "train":
+        if trial in pretraining:
+            is_timed = not sweep.budget or "optim.total_steps" in trial.overrides
             steps = read_config(trial).optim.total_steps
-            if isinstance(steps, int):
+            if not is_timed:
+                cost = f"budget {sweep.budget}"
+            elif isinstance(steps, int):  # and no share of, or tokens
                 flops = steps * update_flops(trial)
                 cost, total = f"{steps:,} updates, {flops:.1e} FLOPs", total + flops
-        if sweep.budget and "optim.total_steps" not in trial.overrides and cost:
-            cost, total = f"budget {sweep.budget}", 0.0
-        status = trial.outcome()["status"]
-        lines.append(f"{status:6} {trial.folder}  {cost}")
+        lines.append(f"{trial.outcome()['status']:6} {trial.folder}  {cost}".rstrip())
     told = f"{len(trials)} trials" + (f", {total:.1e} FLOPs" if total else "")
     if sweep.budget.endswith("seconds"):
         amount, _ = parse_budget(sweep.budget) or (0, "")
-        count = sum(trial.stage.command == "train" for trial in trials)
+        count = len(pretraining)
         told += f", about {amount * count / 60:.0f} minutes of pre-training updates"
     return "\n".join([*lines, told])
 
@@ -329,10 +338,8 @@ def listed(sweep: Sweep, trials: list[Trial]) -> str:
 
 def run_all(trials: list[Trial], retry: bool, processes: int) -> int:
     """Runs what is open, stage by stage; the exit status of one that was stopped."""
-    stages = [*dict.fromkeys(id(trial.stage) for trial in trials)]
-    for stage in stages:
-        mine = [trial for trial in trials if id(trial.stage) == stage]
-        mine = [trial for trial in mine if is_open(trial, retry)]
+    for _, of_stage in itertools.groupby(trials, lambda trial: id(trial.stage)):
+        mine = [trial for trial in of_stage if is_open(trial, retry)]
         if processes:
             with ThreadPoolExecutor(processes) as pool:
                 statuses = [*pool.map(run_apart, mine)]
@@ -376,9 +383,6 @@ def run_here(trial: Trial) -> int:
 
 def execute(trial: Trial) -> int:
     """The exit status of the trial's run, in this process."""
-    import finetune
-    import train
-
     if trial.stage.command == "score":
         import score
 
@@ -387,6 +391,9 @@ def execute(trial: Trial) -> int:
         results = json.dumps({"splits": {"score": found}}, indent=2)
         cache.write_whole(trial.folder / "results.json", results.encode())
         return 0
+    import finetune
+    import train
+
     runs = {"train": train.train, "finetune": finetune.finetune}
     return runs[trial.stage.command](read_config(trial), trial.folder).exit_status
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # mistakes in flags and --help need no jax
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -290,6 +291,8 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         mesh=mesh,
     )
 
+    sizes = parameter_sizes(params)
+
     def feed(phase: Phase, batches: Any) -> Feed:
         return Feed(batches, phase.config.data.batch_size, is_whole=False)
 
@@ -310,7 +313,9 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         plan=plan,
         phases=tuple(
             runs.Phase(
-                phase.first, feed(phase, batches), flops_of_an_update(phase.config)
+                phase.first,
+                feed(phase, batches),
+                flops_of_an_update(phase.config, sizes),
             )
             for phase, batches in zip(course.phases, data.batches, strict=True)
         ),
@@ -326,11 +331,10 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     )
 
 
-def flops_of_an_update(config: ConfigDict) -> float:
-    """The backward pass costs two forward ones."""
+def flops_of_an_update(config: ConfigDict, sizes: Mapping[str, int]) -> float:
+    """Of a model with parameters of these sizes; the backward pass costs two forward
+    ones."""
     way, family = way_of(config.objective.name), models.family_of(config.model)
-    row = {"tokens": np.zeros((1, 2), np.int32)}
-    sizes = parameter_sizes(runs.shapes_of(models.build(config.model), row))
     length = config.data.sequence_length
     predicted = way.predicted(config.objective, length)
     forward = family.forward_flops(config.model, sizes, length, predicted)

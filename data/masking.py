@@ -43,8 +43,7 @@ class Masking:
         self.whole_word = whole_word
         self.mask_id = tokenizer.special_ids["mask"]
         self.starts_word = tokenizer.starts_word
-        self.is_special = np.zeros(tokenizer.vocab_size, bool)
-        self.is_special[list(tokenizer.special_ids.values())] = True
+        self.is_special = special_pieces(tokenizer)
         # Rows kept free: BERT's "[unused7]", or an id without a piece.
         is_unused = [
             not piece or bool(re.fullmatch(r"\[unused\d+\]", piece))
@@ -114,6 +113,13 @@ class Masking:
             goes_on &= np.take_along_axis(sizes, words, axis=1) <= longest
             words, sizes = _numbered(is_candidate, goes_on)
         return words, sizes
+
+
+def special_pieces(tokenizer: Tokenizer) -> Bool[np.ndarray, " V"]:
+    """Those that are never hidden."""
+    is_special = np.zeros(tokenizer.vocab_size, bool)
+    is_special[[*tokenizer.special_ids.values()]] = True
+    return is_special
 
 
 def _numbered(

@@ -33,7 +33,7 @@ COUNTED = {
     "symbols": pre_tokenizers.WhitespaceSplit(),
     "characters": pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated"),
 }
-# What stands between the library's white space; Python's \\s has some more.
+# What stands between the library's white space; Python's \s has some more.
 SYMBOL = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 ALGORITHMS = (
     "wordpiece",

@@ -54,8 +54,8 @@ INVISIBLE = r"[[\p{Cc}\p{Cf}\x{FFFD}]&&[^\t\n\r\x{200C}\x{200D}]]"
 ACCENTS = "[\u0300-\u036f]"
 # Of the environment: what keeps an encoding to one core, of either library.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false"}
-# The spellings of each role, in order of preference; one token may have two roles.
 ROLES_FILE = "special_tokens.json"
+# The spellings of each role, in order of preference; one token may have two roles.
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),

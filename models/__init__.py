@@ -53,10 +53,6 @@ class Model:
             rngs={"dropout": dropout_key},
         )
 
-    def seeing(self, sides: str) -> "Model":
-        """The same model, of a family that can do either, seeing "left" or "both"."""
-        return dataclasses.replace(self, module=self.module.clone(sees=sides))
-
     def _read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.inputs if name in batch}
 
@@ -86,6 +82,13 @@ def sees(fields: Fields) -> str:
     """What a position of the model with these fields sees, "left" or "both" sides."""
     frames = family_of(fields).frames
     return next(iter(frames)) if len(frames) == 1 else fields["sees"]
+
+
+def seeing(fields: Fields, sides: str) -> dict[str, Any]:
+    """The fields of the same model, with the same weights, that sees those sides where
+    its family can do either."""
+    is_free = len(family_of(fields).frames) > 1
+    return {**fields, "sees": sides} if is_free else {**fields}
 
 
 def frame_of(fields: Fields) -> TextFrame:

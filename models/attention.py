@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
-KeyValues = dict[str, Float[Array, "B S H K"]]  # {"key": ..., "value": ...}
+KeyValues = dict[str, Array]  # "key", "value" [B, S, H, K], and what a family adds
 
 
 @struct.dataclass
@@ -47,6 +47,44 @@ class Mask:
         is_own = self.query_segments[:, :, None] == self.key_segments[:, None, :]
         is_token = self.key_segments > 0
         return mask & (is_own & is_token[:, None, :])[:, None]
+
+
+def empty_cache(
+    num_layers: int,
+    batch_size: int,
+    length: int,
+    num_heads: int,
+    head_dim: int,
+    dtype: DTypeLike,
+) -> dict:
+    """Keys and values for `length` tokens, none seen yet.
+
+    "index" is the number of slots filled, "segment_ids" [B, S] tells real tokens from
+    padding, "layer_i" holds {"key", "value"}, each [B, S, H, K].
+    """
+    shape = (batch_size, length, num_heads, head_dim)
+    layers = {
+        f"layer_{i}": {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        for i in range(num_layers)
+    }
+    segment_ids = jnp.zeros((batch_size, length), jnp.int32)
+    return {"index": jnp.int32(0), "segment_ids": segment_ids, **layers}
+
+
+def extended(
+    cache: KeyValues,
+    start: Int[Array, ""] | int,
+    key: Float[Array, "B T H K"],
+    value: Float[Array, "B T H K"],
+) -> KeyValues:
+    """A layer's cache with keys and values written at `start` and on."""
+    new = {"key": key, "value": value}
+    return cache | {
+        name: lax.dynamic_update_slice_in_dim(
+            cache[name], array.astype(cache[name].dtype), start, axis=1
+        )
+        for name, array in new.items()
+    }
 
 
 def random_bits(
@@ -211,13 +249,8 @@ class SelfAttention(nn.Module):
 
         query, key, value = project("query"), project("key"), project("value")
         if cache is not None:
-            key, value = (
-                lax.dynamic_update_slice_in_dim(
-                    cache[name], new.astype(cache[name].dtype), mask.start, axis=1
-                )
-                for name, new in (("key", key), ("value", value))
-            )
-            cache = {"key": key, "value": value}
+            cache = extended(cache, mask.start, key, value)
+            key, value = cache["key"], cache["value"]
         attended = attention(
             query,
             key,

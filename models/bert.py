@@ -13,7 +13,7 @@ from flax.linen.initializers import Initializer, normal, truncated_normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.attention import Mask, dropout
+from models.attention import dropout
 from models.family import Family, Fields, TextFrame
 from models.transformer import (
     ACTIVATIONS,
@@ -24,11 +24,11 @@ from models.transformer import (
     TINY,
     Prediction,
     block_with_remat,
-    check_length,
     depth,
     forward_flops,
     layer_norm,
     padded_size,
+    placed,
     without_padding,
     word_table,
 )
@@ -160,14 +160,16 @@ class Bert(nn.Module):
         (P = T). `dropout_rows` numbers the rows that dropout draws for; without it
         dropout is off.
         """
-        length = tokens.shape[1]
-        if positions is None:  # rows of several short examples may be longer
-            check_length(length, self.max_positions)
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
+        positions, mask = placed(
+            tokens,
+            segment_ids,
+            positions,
+            None,
+            causal=False,
+            max_positions=self.max_positions,
+        )
         if token_types is None:
             token_types = jnp.zeros(tokens.shape, jnp.int32)
-        mask = Mask(segment_ids, segment_ids, 0, causal=False)
         kernel_init = self.kernel_init
 
         hidden, table = BertEmbeddings(

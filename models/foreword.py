@@ -19,7 +19,14 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.attention import Mask, attention, dropout
+from models.attention import (
+    KeyValues,
+    Mask,
+    attention,
+    dropout,
+    empty_cache,
+    extended,
+)
 from models.family import Family, TextFrame
 from models.transformer import (
     ACTIVATIONS,
@@ -33,12 +40,11 @@ from models.transformer import (
     depth,
     forward_flops,
     padded_size,
+    placed,
     without_padding,
     word_table,
 )
 from settings import Setting
-
-LayerCache = dict[str, Array]  # "key", "value" [B, S, H, K]; "near" [B, R, D]
 
 
 def rms_norm(epsilon: float, name: str) -> nn.RMSNorm:
@@ -144,9 +150,9 @@ class Attention(nn.Module):
         hidden: Float[Array, "B T D"],
         mask: Mask,
         turns: Float[Array, "B T 1 K_half"],
-        cache: LayerCache | None,
+        cache: KeyValues | None,
         dropout_rows: Int[Array, " B"] | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
         """As `models.attention.SelfAttention`."""
         rows, length, width = hidden.shape
         # Heads lie outermost, so that devices can share them.
@@ -162,13 +168,8 @@ class Attention(nn.Module):
         query, key = (rotated(x, turns).astype(self.dtype) for x in (query, key))
         value = every[:, :, :, 2]
         if cache is not None:
-            key, value = (
-                lax.dynamic_update_slice_in_dim(
-                    cache[name], new.astype(cache[name].dtype), mask.start, axis=1
-                )
-                for name, new in (("key", key), ("value", value))
-            )
-            cache = cache | {"key": key, "value": value}
+            cache = extended(cache, mask.start, key, value)
+            key, value = cache["key"], cache["value"]
         attended = attention(
             query,
             key,
@@ -213,9 +214,9 @@ class Layer(nn.Module):
         mask: Mask,
         turns: Float[Array, "B T 1 K_half"],
         is_own: Float[Array, "B T W"],
-        cache: LayerCache | None,
+        cache: KeyValues | None,
         dropout_rows: Int[Array, " B"] | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
         """The residual stream is float32 in and out; returns the layer's new cache."""
         width = hidden.shape[-1]
 
@@ -280,20 +281,15 @@ class Foreword(nn.Module):
     fused_attention: bool = False  # see `attention`
 
     def empty_cache(self, batch_size: int, length: int) -> dict:
-        """As that of `models.gpt.Gpt`; a layer also keeps its last words, "near"."""
+        """As `attention.empty_cache`; a layer also keeps its last words, "near"."""
         check_length(length, self.max_positions)
         shape = (batch_size, length, self.num_heads, self.head_dim)
-        near = (batch_size, self.near_radius, self.hidden_size)
-        layers = {
-            f"layer_{i}": {
-                "key": jnp.zeros(shape, self.dtype),
-                "value": jnp.zeros(shape, self.dtype),
-                "near": jnp.zeros(near),
-            }
+        cache = empty_cache(self.num_layers, *shape, self.dtype)
+        near = jnp.zeros((batch_size, self.near_radius, self.hidden_size))
+        return cache | {
+            f"layer_{i}": cache[f"layer_{i}"] | {"near": near}
             for i in range(self.num_layers)
         }
-        segment_ids = jnp.zeros((batch_size, length), jnp.int32)
-        return {"index": jnp.int32(0), "segment_ids": segment_ids, **layers}
 
     @nn.compact
     def __call__(
@@ -311,23 +307,17 @@ class Foreword(nn.Module):
 
         The arrays, and `cache`, are as for `models.gpt.Gpt`.
         """
-        length, is_causal = tokens.shape[1], self.sees == "left"
-        if positions is None:  # rows of several short examples may be longer
-            check_length(length, self.max_positions)
-        start = jnp.int32(0) if cache is None else cache["index"]
-        if positions is None:
-            index = start + jnp.arange(length, dtype=jnp.int32)
-            positions = jnp.broadcast_to(index[None], tokens.shape)
-        key_segments = segment_ids
-        if cache is not None:
-            if segment_ids is None:
-                segment_ids = jnp.ones(tokens.shape, jnp.int32)
-            key_segments = lax.dynamic_update_slice_in_dim(
-                cache["segment_ids"], segment_ids, start, axis=1
-            )
-        mask = Mask(segment_ids, key_segments, start, causal=is_causal)
+        is_causal = self.sees == "left"
+        positions, mask = placed(
+            tokens,
+            segment_ids,
+            positions,
+            cache,
+            causal=is_causal,
+            max_positions=self.max_positions,
+        )
         turns = angles(positions, self.head_dim, self.rotary_base)
-        is_own = self._neighbours(tokens, segment_ids, cache)
+        is_own = self._neighbours(tokens, mask.query_segments, cache)
 
         hidden, table = ForewordEmbeddings(
             self.vocab_size,
@@ -338,7 +328,10 @@ class Foreword(nn.Module):
             name="embeddings",
         )(tokens, dropout_rows)
         hidden_layers = [hidden]
-        new_cache = {"index": start + length, "segment_ids": key_segments}
+        new_cache = {
+            "index": mask.start + tokens.shape[1],
+            "segment_ids": mask.key_segments,
+        }
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(Layer, policy=REMAT[self.remat])

@@ -12,11 +12,10 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import normal
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.attention import Mask, dropout
+from models.attention import dropout, empty_cache
 from models.family import Family, TextFrame
 from models.transformer import (
     CUT_SIZES,
@@ -30,6 +29,7 @@ from models.transformer import (
     depth,
     forward_flops,
     layer_norm,
+    placed,
     without_padding,
     word_table,
 )
@@ -106,22 +106,10 @@ class Gpt(nn.Module):
     fused_attention: bool = False  # see `attention`
 
     def empty_cache(self, batch_size: int, length: int) -> dict:
-        """Keys and values for `length` tokens, none seen yet: pass it as `cache`.
-
-        "index" is the number of slots filled, "segment_ids" [B, S] tells real tokens
-        from padding, "layer_i" holds {"key", "value"}, each [B, S, H, K].
-        """
+        """As `attention.empty_cache`: pass it as `cache`."""
         check_length(length, self.max_positions)
         shape = (batch_size, length, self.num_heads, self.head_dim)
-        layers = {
-            f"layer_{i}": {
-                "key": jnp.zeros(shape, self.dtype),
-                "value": jnp.zeros(shape, self.dtype),
-            }
-            for i in range(self.num_layers)
-        }
-        segment_ids = jnp.zeros((batch_size, length), jnp.int32)
-        return {"index": jnp.int32(0), "segment_ids": segment_ids, **layers}
+        return empty_cache(self.num_layers, *shape, self.dtype)
 
     @nn.compact
     def __call__(
@@ -141,21 +129,14 @@ class Gpt(nn.Module):
         it that it does not overflow. Prompts of unequal length are padded on the left
         with segment 0, and come with their positions.
         """
-        length = tokens.shape[1]
-        if positions is None:  # rows of several short examples may be longer
-            check_length(length, self.max_positions)
-        start = jnp.int32(0) if cache is None else cache["index"]
-        if positions is None:
-            index = start + jnp.arange(length, dtype=jnp.int32)
-            positions = jnp.broadcast_to(index[None], tokens.shape)
-        key_segments = segment_ids
-        if cache is not None:
-            if segment_ids is None:
-                segment_ids = jnp.ones(tokens.shape, jnp.int32)
-            key_segments = lax.dynamic_update_slice_in_dim(
-                cache["segment_ids"], segment_ids, start, axis=1
-            )
-        mask = Mask(segment_ids, key_segments, start, causal=True)
+        positions, mask = placed(
+            tokens,
+            segment_ids,
+            positions,
+            cache,
+            causal=True,
+            max_positions=self.max_positions,
+        )
 
         hidden, table = GptEmbeddings(
             self.vocab_size,
@@ -170,7 +151,10 @@ class Gpt(nn.Module):
         output_std = self.init_std
         if self.residual_scaling:
             output_std /= math.sqrt(2 * self.num_layers)
-        new_cache = {"index": start + length, "segment_ids": key_segments}
+        new_cache = {
+            "index": mask.start + tokens.shape[1],
+            "segment_ids": mask.key_segments,
+        }
         block = block_with_remat(self.remat)
         for i in range(self.num_layers):
             name = f"layer_{i}"

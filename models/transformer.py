@@ -64,6 +64,36 @@ def check_length(length: int, max_positions: int) -> None:
         )
 
 
+def placed(
+    tokens: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"] | None,
+    positions: Int[Array, "B T"] | None,
+    cache: dict | None,
+    *,
+    causal: bool,
+    max_positions: int,
+) -> tuple[Int[Array, "B T"], Mask]:
+    """The positions of tokens, and what each of them sees.
+
+    Missing `segment_ids` mean one document a row; missing `positions` count from 0, or
+    from the index of the cache that the tokens continue.
+    """
+    length = tokens.shape[1]
+    start = jnp.int32(0) if cache is None else cache["index"]
+    if positions is None:  # rows of several short examples may be longer
+        check_length(length, max_positions)
+        index = start + jnp.arange(length, dtype=jnp.int32)
+        positions = jnp.broadcast_to(index[None], tokens.shape)
+    key_segments = segment_ids
+    if cache is not None:
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens.shape, jnp.int32)
+        key_segments = lax.dynamic_update_slice_in_dim(
+            cache["segment_ids"], segment_ids, start, axis=1
+        )
+    return positions, Mask(segment_ids, key_segments, start, causal)
+
+
 class Prediction(NamedTuple):
     """What the logits of a prediction are made of: `states . table^T + bias`.
 

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from objectives.cross_entropy import weighted_cross_entropy
 
+# Takes a position out of a softmax; finite, so that a slot that shows nothing has a
+# finite loss, which its weight makes 0.
 MASKED_SCORE = -1e30
 
 

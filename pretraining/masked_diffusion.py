@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data.masking import predictions
+from data.masking import predictions, special_pieces
 from data.shards import Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits
@@ -27,8 +27,7 @@ class MaskedDiffusionExamples:
     def __init__(self, windows: Windows, tokenizer: Tokenizer):
         self.windows = windows
         self.mask = tokenizer.special_ids["mask"]
-        self.is_special = np.zeros(tokenizer.vocab_size, bool)
-        self.is_special[list(tokenizer.special_ids.values())] = True
+        self.is_special = special_pieces(tokenizer)
 
     def __len__(self) -> int:
         return len(self.windows)

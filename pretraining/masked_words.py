@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64, Integer
 from ml_collections import ConfigDict
 
 from data import draws
-from data.masking import Masking, predictions
+from data.masking import Masking, predictions, special_pieces
 from data.shards import Framing, Shards
 from data.tokenizers import Tokenizer
 from data.windows import EVALUATION_SEED, Batch, Text, Visits, check_text, read
@@ -92,8 +92,7 @@ class HiddenWords:
 
     def __init__(self, text: Text, tokenizer: Tokenizer, sequence_length: int):
         self.windows = Windows(text, tokenizer, sequence_length)
-        self.is_special = np.zeros(tokenizer.vocab_size, bool)
-        self.is_special[list(tokenizer.special_ids.values())] = True
+        self.is_special = special_pieces(tokenizer)
         self.mask = tokenizer.special_ids["mask"]
         # Five standard deviations more than the mean.
         mean = sequence_length * HIDDEN_RATE
@@ -191,7 +190,7 @@ def lines(
 def word_shares(tokenizer: Tokenizer, train: Shards) -> Float64[np.ndarray, " V"]:
     """The frequencies of what can be hidden."""
     shares = frequencies(train.unigram_counts)
-    shares[[*tokenizer.special_ids.values()]] = 0
+    shares[special_pieces(tokenizer)] = 0
     return shares / shares.sum()
 
 

@@ -38,8 +38,6 @@ from tasks.record import HeadSpec, Kind
 from tasks.scores import Batch
 
 N_BEST, MAX_ANSWER_PIECES = 20, 30  # run_squad.py
-# Takes a position out of a softmax; finite, so that a slot that shows nothing has a
-# finite loss, which its weight makes 0.
 
 
 def encode(split: Split) -> tuple[list[Encoded], list[str]]:

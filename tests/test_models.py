@@ -576,7 +576,8 @@ def test_the_same_weights_serve_both_ways():
     )
     fields = FOREWORD | TINY_SIZES | {"family": "foreword", "precision": "float32"}
     model = models.build(fields | {"sees": "both"})
-    seeing = model.seeing("left").apply(params, {"tokens": tokens})
+    left = models.build(models.seeing(fields | {"sees": "both"}, "left"))
+    seeing = left.apply(params, {"tokens": tokens})
     expected = apply(MODELS["left"], params, tokens)["logits"]
     close(logits(seeing["causal_lm"])[..., :50], expected)
     assert "causal_lm" not in model.apply(params, {"tokens": tokens})

@@ -337,6 +337,7 @@ def test_other_mistakes_are_one_message(runs, tmp_path, monkeypatch, capsys):
         (["pairs", workdir, given, "--within_word"], "is for masked models"),
         (["pairs", workdir, given, f"--output={tmp_path}"], "is a folder"),
         (["perplexity", workdir, given, "--stride=99"], "from 1 to 12"),
+        (["perplexity", workdir, given, "--stride=0"], "from 1 to 12"),
         (["perplexity", workdir, f"--input={tmp_path}/no.txt"], "no.txt"),
         (["task", workdir, f"--input={tmp_path}/no.tsv"], "--spec is missing"),
         (["task", tuned, f"--input={tmp_path}/no.tsv", "--shots=2"], "--shots goes"),

@@ -19,6 +19,9 @@ from errors import UserError
 from training.metrics import read_metrics
 
 CONFIDENCE = 0.95
+# Of what a trial sets those that are not swept, but follow from seed and budget.
+FOLLOWING = ("seed", "init_from", "optim.total_steps")
+FOLLOWING += ("optim.eval_every_steps", "optim.warmup_steps")
 COLUMNS = ("trial", "runs", "median", "mean", "sd", "95 % of the mean", "less base")
 
 
@@ -210,19 +213,16 @@ def draw_swept(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    own = {variant: dict(swept[variant]) for variant in found}
-    names = {name for one in own.values() for name in one}
-    differing = [
-        name for name in names if len({str(one.get(name)) for one in own.values()}) > 1
-    ]
-    differing = [name for name in differing if name not in ("seed", "init_from")]
-    settings = {name for name in differing if not name.startswith("optim.total_steps")}
-    settings -= {"optim.eval_every_steps", "optim.warmup_steps"}
-    if len(settings) != 1:
+    own = {variant: swept[variant] for variant in found}
+    everywhere = set.intersection(*({*one} for one in own.values()))
+    differing = {name for one in own.values() for name in one} - {*FOLLOWING}
+    differing -= {
+        name for name in everywhere if len({str(x[name]) for x in own.values()}) == 1
+    }
+    if len(differing) != 1 or not differing <= everywhere:
         return None
-    (setting,) = settings
-    values = [one.get(setting) for one in own.values()]
-    if not all(isinstance(value, int | float) for value in values):
+    (setting,) = differing
+    if not all(isinstance(one[setting], int | float) for one in own.values()):
         return None
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

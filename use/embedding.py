@@ -23,8 +23,7 @@ ROWS, STEP = 32, 32  # texts in a batch; its length is a multiple
 def text_frame(run: Run) -> tuple[list[int], list[int]]:
     """The tokens before and after a text: as in the task, or as in pre-training."""
     if run.task is None and models.sees(run.config.model) == "left":
-        start = run.way.framing(run.tokenizer).document_start
-        return ([] if start is None else [start]), []
+        return run.start, []
     frame = make_frame(run.tokenizer, run.config.model)
     return [frame.first], [frame.last]
 

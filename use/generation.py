@@ -73,8 +73,7 @@ def generate(
     tokenizer = run.tokenizer
     (pieces,) = tokenizer.encode_batch([prompt])
     run.tell_unknown(*count_pieces(tokenizer, pieces))
-    start = run.way.framing(tokenizer).document_start
-    ids = np.array([*([] if start is None else [start]), *pieces], np.int32)
+    ids = np.array([*run.start, *pieces], np.int32)
     if len(ids) == 0:
         raise UserError(
             "--prompt is empty, and this run's tokenizer has no start token: write a "

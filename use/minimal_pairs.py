@@ -37,10 +37,10 @@ def score_by_counts(
     run: Run, paradigms: Paradigms, model: Ngrams
 ) -> dict[str, Measured]:
     """The same, of a model that counts."""
-    start = run.way.framing(run.tokenizer).document_start
-    before = [] if start is None else [start]
     pieces = run.tokenizer.encode_batch([text for text, _ in listed(paradigms)])
-    sums = text_sums(model, [np.array([*before, *ids]) for ids in pieces], len(before))
+    sums = text_sums(
+        model, [np.array([*run.start, *ids]) for ids in pieces], len(run.start)
+    )
     return accuracies(paradigms, sums)
 
 

@@ -55,7 +55,7 @@ def perplexity(
         UserError: no text, or a stride that is out of range.
     """
     size = window_size(run, way)
-    stride = stride or (size + 1) // 2
+    stride = (size + 1) // 2 if stride is None else stride
     if not 1 <= stride <= size:
         raise UserError(
             f"--stride={stride} is out of range: the model reads {size} tokens at a "

@@ -50,6 +50,12 @@ class Run:
         return PRETRAININGS[self.config.objective.name]
 
     @property
+    def start(self) -> list[int]:
+        """The tokens before a text in pre-training: one, or none."""
+        start = self.way.framing(self.tokenizer).document_start
+        return [] if start is None else [start]
+
+    @property
     def kind(self) -> Kind:
         """Of a run that was fine-tuned."""
         assert self.task is not None

@@ -75,8 +75,7 @@ class Way(NamedTuple):
 
 
 def causal_frame(run: Run) -> tuple[list[int], list[int]]:
-    start = run.way.framing(run.tokenizer).document_start
-    return ([] if start is None else [start]), []
+    return run.start, []
 
 
 def masked_frame(run: Run) -> tuple[list[int], list[int]]:
@@ -161,11 +160,9 @@ def way_of(run: Run, asked: str | None = None) -> str:
 
 
 def fields_for(run: Run, way: Way) -> dict[str, Any]:
-    """`model` of a run, made to see what the way needs where the family can do either:
-    then it has a field `sees`."""
+    """`model` of a run, made to see what the way needs where it can do either."""
     fields = run.config.model.to_dict() | {"precision": PRETRAINED_PRECISION}
-    sides = {"sees": "both" if way.sees_both else "left"}
-    return fields | sides if "sees" in fields else fields
+    return models.seeing(fields, "both" if way.sees_both else "left")
 
 
 def whole_texts(
