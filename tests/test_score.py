@@ -171,7 +171,7 @@ def test_a_run_that_can_do_both_is_asked_which(runs, monkeypatch):
     with pytest.raises(UserError, match="choose --as=causal or --as=masked"):
         scoring.way_of(runs["causal"])
     assert scoring.way_of(runs["causal"], "masked") == "masked"
-    config = ConfigDict({"model": {"sees": "left"}})
+    config = ConfigDict({"model": {"family": "foreword", "sees": "left"}})
     run = dataclasses.replace(runs["causal"], config=config)
     seen = {name: scoring.fields_for(run, way) for name, way in scoring.WAYS.items()}
     assert {name: fields["sees"] for name, fields in seen.items()} == {
