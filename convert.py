@@ -1,13 +1,14 @@
-"""Checkpoints in and out: Hugging Face folders, Google's BERT, OpenAI's GPT-1.
+"""Checkpoints in and out: Hugging Face folders, Google's BERT, OpenAI's GPT-1, ELMo.
 
     python convert.py import --source=FOLDER_OR_HUB_NAME --workdir=runs/bert_base
     python convert.py export --workdir=runs/bert_base --target=FOLDER
 
 `import` takes a folder of transformers (model_type bert, gpt2 or openai-gpt), a folder
 of google-research/bert (bert_config.json, vocab.txt and a TF1 checkpoint; needs the
-extra tf1), the folder `model` of finetune-transformer-lm (params_0.npy ...), or the
-name of a model on the Hugging Face hub. It makes a run folder for finetune.py and
-predict.py. `export` writes a folder that transformers loads.
+extra tf1), the folder `model` of finetune-transformer-lm (params_0.npy ...), a folder
+of AllenNLP's ELMo (options.json and its weights), or the name of a model on the Hugging
+Face hub. It makes a run folder for finetune.py and predict.py. `export` writes a folder
+that transformers loads.
 """
 
 import argparse
@@ -43,10 +44,12 @@ from ml_collections import ConfigDict
 
 import configs
 import models
+from configs import elmo
 from configs.finetune import OF_KIND
 from data import tokenizers
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import UserError
+from formats.allennlp import read_allennlp
 from formats.google import read_google
 from formats.names import (
     BUFFERS,
@@ -76,6 +79,7 @@ READERS = {  # by the file that describes the folder
     "bert_config.json": read_google,
     "params_shapes.json": read_openai,
 }
+ELMO_FILE = "options.json"
 
 
 class Unchanging(np.ndarray):
@@ -95,7 +99,11 @@ def import_model(source: str, workdir: Path) -> None:
       UserError: names what is missing, too much, misshapen or not supported.
     """
     check_is_new("workdir", workdir)
-    given = read_source(find_folder(source))
+    folder = find_folder(source)
+    if (folder / ELMO_FILE).is_file():
+        import_elmo(folder, workdir)
+        return
+    given = read_source(folder)
     tokenizer = given.tokenizer
     fields = given.fields | pretraining_heads(given.architecture, given.weights)
     fields["precision"] = "float32"  # the numbers of its release
@@ -117,15 +125,7 @@ def import_model(source: str, workdir: Path) -> None:
         )
     labels = label_names(given, params)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(workdir)
-    checkpoints = Checkpoints(workdir)
-    filled = models.fill_vocabulary(params, fields)
-    uncopied = {path: array.view(Unchanging) for path, array in filled.items()}
-    state = TrainState(np.zeros((), np.int32), unflatten_dict(uncopied, sep="/"), ())
-    checkpoints.save(state)
-    checkpoints.wait()
-    checkpoints.close()
+    write_weights(workdir, tokenizer, params, fields)
     config = make_config(given, fields, labels, workdir)
     if given.architecture.kind:
         task = splits.make_task(config, KINDS[config.task.kind])
@@ -137,6 +137,41 @@ def import_model(source: str, workdir: Path) -> None:
         f"labels: {', '.join(labels) or 'none'}\n"
         f"weights left: {', '.join(left) or 'none'}"
     )
+
+
+def import_elmo(folder: Path, workdir: Path) -> None:
+    """Makes the run folder `workdir` of an ELMo, which comes without its softmax.
+
+    Raises:
+      UserError: see `formats/allennlp.py`.
+    """
+    fields, params, tokenizer = read_allennlp(folder)
+    write_weights(workdir, tokenizer, params, fields)
+    config = elmo.get_config()
+    config.name = workdir.name
+    config.data.tokenizer.path = str(workdir)
+    config.model = ConfigDict(fields)
+    configs.write_run_folder(workdir, config)
+    count = sum(array.size for array in params.values())
+    print(
+        f"{folder} -> {workdir}: ELMo, {count:,} parameters, without a softmax; "
+        f"{tokenizer.vocab_size:,} words of a vocabulary"
+    )
+
+
+def write_weights(
+    workdir: Path, tokenizer: Tokenizer, params: Flat, fields: dict[str, Any]
+) -> None:
+    """The tokenizer and the one checkpoint of an import."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(workdir)
+    checkpoints = Checkpoints(workdir)
+    filled = models.fill_vocabulary(params, fields)
+    uncopied = {path: array.view(Unchanging) for path, array in filled.items()}
+    state = TrainState(np.zeros((), np.int32), unflatten_dict(uncopied, sep="/"), ())
+    checkpoints.save(state)
+    checkpoints.wait()
+    checkpoints.close()
 
 
 def check_is_new(flag: str, folder: Path) -> None:
@@ -219,7 +254,7 @@ def read_source(folder: Path) -> Source:
             return read(folder)
     raise UserError(
         f"{folder} holds no checkpoint that is known: it has none of "
-        f"{', '.join(READERS)}"
+        f"{', '.join(READERS)}, {ELMO_FILE}"
     )
 
 

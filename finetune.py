@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
-from data import cache, draws, tokenizer_training, tokenizers, windows
+from data import cache, draws, spelling, tokenizer_training, tokenizers, windows
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
@@ -213,7 +213,9 @@ class Tuning:
 
         Every process makes all rows, which is cheap, and its devices take theirs.
         """
-        batches = self.splits.batches(split, self.config.seed)
+        inputs = self.origin.family.inputs
+        reads = spelling.reader(self.origin.tokenizer, inputs, self.origin.model)
+        batches = self.splits.batches(split, self.config.seed).map(reads)
         if self.auxiliary is not None:
             batches = self.auxiliary.added(batches, self.config.seed)
         return Feed(batches, self.splits.shapes[split].rows, is_whole=True)
@@ -299,17 +301,26 @@ def read_origin(
     else:
         tokenizer = load_or_train_tokenizer(config, task, train)
         origin = Origin(config.model.to_dict(), tokenizer, None, 0)
+    origin = opened(origin)
     if config.data.max_length > origin.model["max_positions"]:
         raise UserError(
             f"data.max_length={config.data.max_length} is longer than the model's "
             f"{origin.model['max_positions']} positions: lower it"
         )
-    if origin.tokenizer.vocab_size > origin.model["vocab_size"]:
+    reads_words = "tokens" in origin.family.inputs
+    if reads_words and origin.tokenizer.vocab_size > origin.model["vocab_size"]:
         raise UserError(
             f"the tokenizer has {origin.tokenizer.vocab_size} pieces, but model."
             f"vocab_size={origin.model['vocab_size']}: raise it"
         )
     return origin
+
+
+def opened(origin: Origin) -> Origin:
+    """Its tokenizer, where the model reads characters, knows every word."""
+    inputs = origin.family.inputs
+    tokenizer = spelling.opened(origin.tokenizer, inputs, origin.model)
+    return dataclasses.replace(origin, tokenizer=tokenizer)
 
 
 def load_or_train_tokenizer(

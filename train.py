@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import models
-from data import cache, draws, shards, windows
+from data import cache, draws, shards, spelling, windows
 from data.shards import Shards
 from data.tokenizers import Tokenizer
 from data.windows import Examples
@@ -161,7 +161,9 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         check_batch_size(phase, mesh)
     with process_workers(cores()) as workers:
         tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
-    if tokenizer.vocab_size > config.model.vocab_size:
+    inputs = models.family_of(config.model).inputs
+    reads = spelling.reader(tokenizer, inputs, config.model)
+    if tokenizer.vocab_size > config.model.vocab_size and "tokens" in inputs:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, but model.vocab_size="
             f"{config.model.vocab_size}: raise it, or lower data.tokenizer.vocab_size"
@@ -190,7 +192,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
                 visits_before=phase.visits,
                 host_index=index,
                 host_count=count,
-            )
+            ).map(reads)
             for phase in phases
         ),
         heldout_batches(phases[-1].config, tokenizer, opened["heldout"], index, count),
@@ -204,6 +206,8 @@ def heldout_batches(
     loss is of, and those of each measure of the way to pre-train, by its name."""
     settings, way = config.data, way_of(config.objective.name)
     length = settings.sequence_length
+    inputs = models.family_of(config.model).inputs
+    reads = spelling.reader(tokenizer, inputs, config.model)
     asked = {"loss": way.examples(config.objective, tokenizer, length)}
     for name, measure in way.measures.items():
         asked[name] = measure.examples(tokenizer, length)
@@ -214,7 +218,7 @@ def heldout_batches(
             most=-(-settings.heldout_tokens // length),
             host_index=index,
             host_count=count,
-        )
+        ).map(reads)
         for name, examples_of in asked.items()
     }
 
@@ -234,7 +238,7 @@ def lines_to_beat(config: ConfigDict, data: Data, workdir: Path) -> tuple[Line, 
         config.objective,
         data.tokenizer,
         data.train,
-        HeldOut(data.heldout, measured.pop("loss"), measured),
+        HeldOut(data.heldout, measured.pop("loss"), measured, config.model.vocab_size),
     )
     shown = [line._asdict() for line in lines]
     target.write_text(json.dumps(shown, indent=2) + "\n")
@@ -277,7 +281,7 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     params = runs.shapes_of(model, batch)
     plan = runs.make_plan(
         params,
-        way.loss_terms(model, run.logit_chunks),
+        way.loss_terms(config.objective, model, run.logit_chunks),
         assign_groups(
             params,
             parse_groups(optim.groups),
@@ -304,7 +308,7 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
 
     held_out = {"loss": evaluation("loss", plan.loss_terms)}
     for name, measured in way.measures.items():
-        terms = measured.loss_terms(model, run.logit_chunks)
+        terms = measured.loss_terms(config.objective, model, run.logit_chunks)
         terms = parallel.gathering(terms, plan.state.params, mesh)
         held_out[name] = evaluation(name, terms)
     return Job(

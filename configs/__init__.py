@@ -375,13 +375,16 @@ def _make_task_tiny(config: ConfigDict) -> None:
 
 
 def _make_pretraining_tiny(config: ConfigDict) -> None:
+    from models import FAMILIES
     from pretraining import PRETRAININGS
 
     way, vocab_size = PRETRAININGS[config.objective.name], config.model.vocab_size
     config.data.update(corpus="pydoc_topics", sequence_length=32, batch_size=8)
     config.data.phases = ()
     config.data.heldout_fraction = 0.1
-    config.data.tokenizer.update(path="", vocab_size=vocab_size)
+    config.data.tokenizer.path = ""
+    if "tokens" in FAMILIES[config.model.family].inputs:  # else it reads any word
+        config.data.tokenizer.vocab_size = vocab_size
     config.objective.update(way.tiny(config.objective, config.data.sequence_length))
     config.optim.update(total_steps=20, warmup_steps=4, eval_every_steps=10)
     config.run.update(log_every_steps=5, micro_batches=1)

@@ -82,8 +82,8 @@ COMMON = (
     Setting(
         "optim.adam",
         str,
-        "AdamW, or as a release computes it.",
-        choices=("adamw", "bert", "gpt1"),
+        "AdamW, or what a release has.",
+        choices=("adamw", "bert", "gpt1", "elmo"),
     ),
     Setting("optim.b1", float, "Decay of Adam's mean.", ">=0 <1"),
     Setting("optim.b2", float, "Of its mean of squares.", ">=0 <1"),
@@ -353,7 +353,8 @@ def phases_fit(config: ConfigDict) -> str | None:
 
 def words_suffice(config: ConfigDict) -> str | None:
     tokenizer, most = config.data.tokenizer, config.model.vocab_size
-    is_learnt = not tokenizer.path and not config.init_from
+    reads_words = "tokens" in FAMILIES[config.model.family].inputs
+    is_learnt = not tokenizer.path and not config.init_from and reads_words
     if is_learnt and tokenizer.vocab_size > most:
         return (
             f"data.tokenizer.vocab_size={tokenizer.vocab_size} is more than "

@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from data.tokenizers import (
     ACCENTS,
     INVISIBLE,
+    ROLES,
     JsonTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
@@ -28,9 +29,11 @@ from data.tokenizers import (
 )
 from errors import UserError
 
-# What is not learnt: a text's parts as they are, between spaces or by characters.
+# What is not learnt: a text's parts as they are, between spaces, with punctuation
+# apart, or by characters.
 COUNTED = {
     "symbols": pre_tokenizers.WhitespaceSplit(),
+    "words": pre_tokenizers.BertPreTokenizer(),
     "characters": pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated"),
 }
 # What stands between the library's white space; Python's \s has some more.
@@ -63,6 +66,7 @@ def train(
     unicode_form: str,
     special_tokens: tuple[str, ...],
     sample_bytes: int,
+    also: Iterable[str] = (),
 ) -> Tokenizer:
     """Learns a vocabulary from a sample of the documents; the same text, the same file.
 
@@ -73,14 +77,17 @@ def train(
             "wordpiece" splits words at white space and punctuation as BERT does, with
             CJK ideographs standing alone, and drops control characters; a word with a
             character that the sample lacks is unknown. "symbols", which stand between
-            spaces (ids of items, pixels), and "characters" (of molecules) are counted
-            in all of the text; "<unk>" stands for the rarest where there are too many.
+            spaces (ids of items, pixels), "words", which punctuation parts as well,
+            and "characters" (of molecules) are counted in all of the text; "<unk>"
+            stands for the rarest where there are too many.
         vocab_size: number of ids, specials included. A text too small to fill it gives
             a smaller vocabulary, and a printed note.
         lowercase, strip_accents, unicode_form: see the head of this file.
-        special_tokens: get the first ids, in this order. SentencePiece, symbols and
-            characters add "<unk>" after them where none has the role of the unknown.
+        special_tokens: get the first ids, in this order. SentencePiece, symbols, words
+            and characters add "<unk>" after them where none has that role.
         sample_bytes: how much UTF-8 text to learn from at most.
+        also: text whose words get ids after all others, without being counted; read
+            for "words" alone, which a model may know by their characters.
 
     Raises:
         UserError: an unknown setting, no text, a vocabulary too small for the alphabet.
@@ -96,7 +103,8 @@ def train(
         )
     steps = _normalization_steps(lowercase, strip_accents, unicode_form)
     if algorithm in COUNTED:
-        return _count(documents, vocab_size, steps, special_tokens, algorithm)
+        more = also if algorithm == "words" else ()
+        return _count(documents, more, vocab_size, steps, special_tokens, algorithm)
     sample = _sample(documents, sample_bytes)
     if not sample:
         raise UserError(
@@ -289,21 +297,33 @@ def _train_byte_bpe(
 
 def _count(
     documents: Iterable[str],
+    also: Iterable[str],
     vocab_size: int,
     steps: list[normalizers.Normalizer],
     special_tokens: tuple[str, ...],
     algorithm: str,
 ) -> JsonTokenizer:
     """A vocabulary of what stands in the text, the most frequent first."""
-    unknown = "[UNK]" if "[UNK]" in special_tokens else "<unk>"
+    named = (token for token in special_tokens if token in ROLES["unk"])
+    unknown = next(named, "<unk>")
     special = [*dict.fromkeys([*special_tokens, unknown])]
     normalizer = normalizers.Sequence(steps)
+
+    def parts(document: str) -> Iterable[str]:
+        text = normalizer.normalize_str(document)
+        if algorithm == "characters":
+            return text
+        if algorithm == "symbols":
+            return re.findall(SYMBOL, text)
+        return (word for word, _ in COUNTED["words"].pre_tokenize_str(text))
+
     counts: collections.Counter[str] = collections.Counter()
     for document in documents:
-        text = normalizer.normalize_str(document)
-        counts.update(text if algorithm == "characters" else re.findall(SYMBOL, text))
+        counts.update(parts(document))
     if not counts:
         raise UserError("the corpus holds no text to take a vocabulary from")
+    for document in also:
+        counts.update(dict.fromkeys(parts(document), 0))
     own = sorted(counts.keys() - {*special}, key=lambda one: (-counts[one], one))
     room = vocab_size - len(special)
     if room < 1:

@@ -47,6 +47,7 @@ from errors import UserError
 
 BERT_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GPT_SPECIAL_TOKENS = ("<|endoftext|>", "_start_", "_delimiter_", "_classify_")
+ELMO_SPECIAL_TOKENS = ("<S>", "</S>", "<UNK>")  # bilm-tf's vocabularies
 
 # Control and format characters go, but not the joiners, which emoji, Devanagari and
 # Persian are spelt with.
@@ -58,9 +59,9 @@ ROLES_FILE = "special_tokens.json"
 # The spellings of each role, in order of preference; one token may have two roles.
 ROLES = {
     "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
+    "unk": ("[UNK]", "<unk>", "<UNK>"),
+    "cls": ("[CLS]", "<s>", "<S>"),
+    "sep": ("[SEP]", "</s>", "</S>"),
     "mask": ("[MASK]", "<mask>"),
     "end_of_text": ("<|endoftext|>", "</s>"),
     "start": ("_start_",),  # these three: GPT-1's fine-tuning code

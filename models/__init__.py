@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from errors import UserError
-from models import bert, foreword, gpt
+from models import bert, elmo, foreword, gpt
 from models.family import Family, Fields, TextFrame
 from models.transformer import VOCABULARY_MULTIPLE, padded_size
 
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "gpt": gpt.FAMILY,
     "foreword": foreword.FAMILY,
+    "elmo": elmo.FAMILY,
 }
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -68,7 +69,11 @@ def build(fields: Fields, remat: str = "none", fused_attention: bool = False) ->
     `fused_attention` is that of `attention.attention`.
     """
     family = family_of(fields)
-    own = {name: fields[name] for name in fields if name not in ("family", "precision")}
+    own = {
+        name: frozen(fields[name])
+        for name in fields
+        if name not in ("family", "precision")
+    }
     module = family.module(
         **own,
         dtype=PRECISIONS[fields["precision"]],
@@ -76,6 +81,11 @@ def build(fields: Fields, remat: str = "none", fused_attention: bool = False) ->
         fused_attention=fused_attention,
     )
     return Model(module, family.inputs)
+
+
+def frozen(value: Any) -> Any:
+    """A value as a module can have it: what JSON has as lists is tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def sees(fields: Fields) -> str:

@@ -21,7 +21,7 @@ class TextFrame:
     A sequence is `first A last` or, of two sides, `first A between B last`.
 
     Attributes:
-        readout: "first" or "last": the token of a sequence that is read out.
+        readout: of a sequence, its "first" or "last" token, or the "mean" of all.
     """
 
     first: str

@@ -64,12 +64,26 @@ def gather(
     return states.reshape(*positions.shape, hidden.shape[-1])
 
 
+def mean(
+    hidden: Float[Array, "B T D"],
+    segment_ids: Int[Array, "B T"],
+    positions: Int[Array, "B E R"],
+) -> Float[Array, "B E R D"]:
+    """The mean hidden state of the sequence that each position belongs to."""
+    own = jnp.take_along_axis(segment_ids, positions.reshape(len(positions), -1), 1)
+    is_own = (segment_ids[:, None] == own[:, :, None]) & (own > 0)[:, :, None]
+    count = jnp.maximum(is_own.sum(axis=-1, keepdims=True), 1)
+    states = jnp.einsum("bet,btd->bed", is_own.astype(hidden.dtype), hidden) / count
+    return states.reshape(*positions.shape, hidden.shape[-1])
+
+
 class FineTuned(nn.Module):
     """A base and the head for a kind of task on top."""
 
     base: nn.Module
     head: Head
     reads: str  # "tokens", "examples" or "readouts"
+    readout: str  # of `TextFrame`
     base_pooler: bool  # what is read out goes through the pre-trained pooler
     kernel_init: Initializer
 
@@ -89,7 +103,10 @@ class FineTuned(nn.Module):
         output = self.base(**arrays, dropout_rows=dropout_rows)
         states = output["hidden"]
         if self.reads != "tokens":
-            states = gather(states, readout_positions)
+            if self.readout == "mean":
+                states = mean(states, arrays["segment_ids"], readout_positions)
+            else:
+                states = gather(states, readout_positions)
             if self.reads == "examples":
                 states = states.sum(axis=2)
             if self.base_pooler:
@@ -126,5 +143,6 @@ def build(
         init,
         base.module.dtype,
     )
-    module = FineTuned(base.module, head, spec.reads, pooler == "base", init)
+    readout = models.frame_of(fields).readout
+    module = FineTuned(base.module, head, spec.reads, readout, pooler == "base", init)
     return models.Model(module, (*base.inputs, "readout_positions"))

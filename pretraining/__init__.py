@@ -6,7 +6,13 @@ from typing import Any
 
 from data.tokenizers import Tokenizer
 from errors import UserError
-from pretraining import causal_lm, masked_diffusion, masked_lm, next_sentence
+from pretraining import (
+    bidirectional_lm,
+    causal_lm,
+    masked_diffusion,
+    masked_lm,
+    next_sentence,
+)
 from pretraining.record import Pretraining
 
 PRETRAININGS: dict[str, Pretraining] = {
@@ -14,6 +20,7 @@ PRETRAININGS: dict[str, Pretraining] = {
     "masked_lm": masked_lm.PRETRAINING,
     "masked_diffusion": masked_diffusion.PRETRAINING,
     "next_sentence": next_sentence.PRETRAINING,
+    "bidirectional_lm": bidirectional_lm.PRETRAINING,
 }
 SIDES = {"left": "the left side alone", "both": "both sides"}
 

@@ -60,7 +60,7 @@ def framing(tokenizer: Tokenizer) -> Framing:
     return Framing(end_of_text, end_of_text, split_sentences=False)
 
 
-def loss_terms(model: Any, logit_chunks: int) -> Callable:
+def loss_terms(_: Objective, model: Any, logit_chunks: int) -> Callable:
     """The next token of the document."""
 
     def terms(params: Any, batch: dict, dropout_key: Any) -> dict:

@@ -117,7 +117,8 @@ def load_or_train_tokenizer(config: ConfigDict, corpus: Corpus) -> Tokenizer:
     errors.check_folder(cache.cache_folder(), "FOREWORD_CACHE")
     print(f"training a {settings['algorithm']} tokenizer on {corpus.source}")
     documents = (text for text in corpus if not corpora.is_heldout(text, fraction))
-    tokenizer = tokenizer_training.train(documents, **settings)
+    heldout = (text for text in corpus if corpora.is_heldout(text, fraction))
+    tokenizer = tokenizer_training.train(documents, **settings, also=heldout)
     tokenizer.save(folder)
     return tokenizer
 

@@ -154,7 +154,7 @@ def hidden_words(tokenizer: Tokenizer, sequence_length: int) -> Callable:
 def masked_loss_terms(name: str) -> Callable:
     """The masked tokens alone, as a term of that name."""
 
-    def make(model: Any, logit_chunks: int) -> Callable:
+    def make(_: Objective, model: Any, logit_chunks: int) -> Callable:
         def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
             output = model.apply(params, batch, dropout_key)
             return {name: word_loss(output["masked_lm"], batch, logit_chunks)}

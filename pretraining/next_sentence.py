@@ -265,7 +265,7 @@ def make_examples(
     )
 
 
-def loss_terms(model: Any, logit_chunks: int) -> Callable:
+def loss_terms(_: Objective, model: Any, logit_chunks: int) -> Callable:
     """The masked tokens, and whether sentence B follows sentence A."""
     from models.transformer import logits
     from objectives.cross_entropy import weighted_cross_entropy

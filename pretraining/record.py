@@ -34,11 +34,11 @@ class Measure:
 
     Attributes:
         examples: (tokenizer, sequence_length) -> (split) -> its examples.
-        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
+        loss_terms: as that of a way to pre-train.
     """
 
     examples: Callable[[Tokenizer, int], Callable[[Shards], Examples]]
-    loss_terms: Callable[[Any, int], Callable]
+    loss_terms: Callable[[Objective, Any, int], Callable]
 
 
 class HeldOut(NamedTuple):
@@ -47,11 +47,13 @@ class HeldOut(NamedTuple):
     Attributes:
         batches: that the loss is of.
         measured: those of each measure, by its name.
+        vocab_size: words that the model predicts.
     """
 
     split: Shards
     batches: Iterable[Batch]
     measured: Mapping[str, Iterable[Batch]]
+    vocab_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Pretraining:
         examples: (objective, tokenizer, sequence_length) -> (split) -> its examples.
         outputs: of a model, all of which it needs.
         sees: what a position of the model must see, "left" or "both" sides.
-        loss_terms: (model, logit_chunks) -> (params, batch, dropout key) -> terms.
+        loss_terms: (objective, model, logit_chunks) -> (params, batch, dropout key) ->
+            terms.
         predicted: (objective, sequence_length) -> positions of a row at most.
         measures: of held-out text beside the loss, by name.
         lines: (objective, tokenizer, training split, held-out text) -> lines to beat;
@@ -85,7 +88,7 @@ class Pretraining:
     examples: Callable[[Objective, Tokenizer, int], Callable[[Shards], Examples]]
     outputs: tuple[str, ...]
     sees: str
-    loss_terms: Callable[[Any, int], Callable]
+    loss_terms: Callable[[Objective, Any, int], Callable]
     predicted: Callable[[Objective, int], int]
     measures: Mapping[str, Measure]
     lines: Callable[[Objective, Tokenizer, Shards, HeldOut], tuple[Line, ...]]

@@ -8,6 +8,7 @@ at which end it is read out:
                         first    between      last        readout
     BERT, section 3.2   [CLS]    [SEP]        [SEP]       first
     GPT-1, section 3.3  _start_  _delimiter_  _classify_  last
+    ELMo                <S>      </S>         </S>        mean
 
 Labels are names here and in files; ids, their places in `labels`, exist only in the
 arrays. `packing` lays encoded examples out in rows.
@@ -113,7 +114,7 @@ class Frame:
     """How a family reads a task's text; see the head of this file.
 
     Attributes:
-        readout: "first" or "last": the token of a sequence that is read out.
+        readout: of a sequence, its "first" or "last" token, or the "mean" of all.
         sees_both: whether a position sees what follows it.
         has_types: whether the model reads `token_types`.
     """
@@ -139,11 +140,12 @@ class Frame:
         return {"tokens": tokens, "token_types": types}
 
     def readouts(self, sequences: Sequences) -> Int[np.ndarray, " R"]:
-        """Where sequences that stand one after the other are read out."""
+        """Where sequences that stand one after the other are read out; of a mean the
+        first token stands for all."""
         ends = np.cumsum([len(sequence["tokens"]) for sequence in sequences])
-        if self.readout == "first":
-            return np.concatenate([[0], ends[:-1]]).astype(np.int32)
-        return (ends - 1).astype(np.int32)
+        if self.readout == "last":
+            return (ends - 1).astype(np.int32)
+        return np.concatenate([[0], ends[:-1]]).astype(np.int32)
 
 
 def make_frame(tokenizer: Tokenizer, fields: Mapping[str, Any] | ConfigDict) -> Frame:

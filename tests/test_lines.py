@@ -245,7 +245,9 @@ def test_masked_lines_are_in_the_units_of_the_evaluation(corpus, way):
             record.measures["masked"].examples(tokenizer, 32),
         )
     ]
-    held_out = HeldOut(split, batches[0], {"masked": batches[1]})
+    held_out = HeldOut(
+        split, batches[0], {"masked": batches[1]}, len(split.unigram_counts)
+    )
     lines = record.lines(config.objective, tokenizer, split, held_out)
     loss = {"masked_lm": "loss", "next_sentence": "masked_lm_loss"}[way]
     names = [(line.name, line.metric) for line in lines]

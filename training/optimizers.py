@@ -406,6 +406,8 @@ def scale_by_adam(
     gpt1: BERT's, then all of it times `sqrt(1 - b2**t) / (1 - b1**t)`, so the epsilon
       stands beside the uncorrected root and the decay too is corrected (GPT-1's
       release, opt.py).
+    elmo: no Adam but Adagrad, `g / sqrt(1 / 400 + sum of all g**2)`, as bilm-tf has it
+      whose sums begin with 1 and whose gradients are 20 times ours.
 
     Raises:
       UserError: another `adam`.
@@ -423,7 +425,12 @@ def scale_by_adam(
                 lambda step: jnp.sqrt(1 - b2 ** (step + 1.0)) / (1 - b1 ** (step + 1.0))
             ),
         )
-    raise UserError(f"optim.adam={adam!r} is not known: use one of adamw, bert, gpt1")
+    if adam == "elmo":
+        sums = optax.scale_by_rss(initial_accumulator_value=1 / 400, eps=epsilon)
+        return optax.chain(sums, decay)
+    raise UserError(
+        f"optim.adam={adam!r} is not known: use one of adamw, bert, gpt1, elmo"
+    )
 
 
 def scale_by_uncorrected_adam(

@@ -54,7 +54,7 @@ def embed(
         framed = [[*before, *ids[:room].tolist(), *after] for ids in pieces]
         order = sorted(range(len(framed)), key=lambda index: len(framed[index]))
         rows = min(ROWS, len(framed))
-        vectors = np.zeros((len(framed), run.config.model.hidden_size), np.float32)
+        vectors: list[Any] = [None] * len(framed)
         for begin in range(0, len(order), rows):
             chosen = order[begin : begin + rows]
             longest = len(framed[chosen[-1]])
@@ -64,9 +64,12 @@ def embed(
             for row, index in enumerate(chosen):
                 lengths[row] = len(framed[index])
                 tokens[row, : lengths[row]] = framed[index]
-            pooled = pooled_states(run.base, run.params, tokens, lengths, pooling)
-            vectors[chosen] = np.asarray(pooled)[: len(chosen)]
-        vectors[[not len(ids) for ids in pieces]] = np.nan
+            segments = (np.arange(length) < lengths[:, None]).astype(np.int32)
+            batch = run.reads({"tokens": tokens, "segment_ids": segments})
+            read = {name: batch[name] for name in run.base.inputs if name in batch}
+            pooled = pooled_states(run.base, run.params, read, lengths, pooling)
+            for index, vector in zip(chosen, np.asarray(pooled), strict=False):
+                vectors[index] = vector if len(pieces[index]) else vector * np.nan
         yield from zip(places, vectors, strict=True)
     run.tell_unknown(unknown, total)
 
@@ -75,15 +78,13 @@ def embed(
 def pooled_states(
     model: Model,
     params: Any,
-    tokens: Int[Array, "B T"],
+    batch: dict[str, Array],
     lengths: Int[Array, " B"],
     pooling: str,
 ) -> Float[Array, "B D"]:
     """The final hidden states: "first", "last", or the "mean" over `lengths`."""
-    is_token = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    segments = is_token.astype(jnp.int32)
-    output = model.apply(params, {"tokens": tokens, "segment_ids": segments})
-    hidden = output["hidden"].astype(jnp.float32)
+    hidden = model.apply(params, batch)["hidden"].astype(jnp.float32)
+    is_token = jnp.arange(hidden.shape[1])[None] < lengths[:, None]
     if pooling == "first":
         return hidden[:, 0]
     if pooling == "last":

@@ -60,7 +60,8 @@ def predict(
             )
         found: dict[int, Any] = {}
         for batch in packing.evaluation_batches(examples, shape):
-            read = {name: batch[name] for name in run.model.inputs if name in batch}
+            read = run.reads(batch)
+            read = {name: read[name] for name in run.model.inputs if name in read}
             scores = task_scores(run.model, run.params, read)
             found |= dict(kind.found(batch, np.asarray(scores)))
         predicted = predictions.predict(kind, examples, chunk, found, task)

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Int
 
 from data import inputs
-from data.tokenizers import count_pieces
 from errors import UserError
 from use import measured, scoring
 from use.measured import Measured
@@ -65,7 +64,7 @@ def perplexity(
     for chunk in inputs.in_chunks(documents):
         for text, pieces in zip(chunk, run.tokenizer.encode_batch(chunk), strict=True):
             text_bytes += len(text.encode())
-            unknown += count_pieces(run.tokenizer, pieces)[0]
+            unknown += run.count_unpredictable(pieces)
             total += len(pieces)
             texts += cut(run, way, pieces, size, stride)
     if not texts:

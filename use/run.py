@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Integer
 from ml_collections import ConfigDict
 
 import configs
 import models
-from data import tokenizers
-from data.tokenizers import Tokenizer
+from data import spelling, tokenizers
+from data.tokenizers import Tokenizer, count_pieces
+from data.windows import Batch
 from errors import UserError
 from models import heads
 from models.family import Family
@@ -89,6 +93,12 @@ class Run:
         )
 
     @functools.cached_property
+    def reads(self) -> Callable[[Batch], Batch]:
+        """Makes a batch one for its model."""
+        inputs = self.family.inputs
+        return spelling.reader(self.tokenizer, inputs, self.config.model)
+
+    @functools.cached_property
     def base(self) -> models.Model:
         """The model without any head."""
         fields = self.config.model.to_dict() | {"precision": PRETRAINED_PRECISION}
@@ -106,6 +116,11 @@ class Run:
             f"{command} is not for {self.folder}, which {was}: use predict.py "
             f"{' or '.join(self.commands)}, or another run"
         )
+
+    def count_unpredictable(self, pieces: Integer[np.ndarray, " N"]) -> int:
+        """Of the pieces of a text those that it can only predict as unknown."""
+        unknown, _ = count_pieces(self.tokenizer, pieces)
+        return unknown + np.count_nonzero(pieces >= self.config.model.vocab_size)
 
     def tell_unknown(self, unknown: int, pieces: int) -> None:
         """Says on stderr where many of the pieces of its texts are unknown to it."""
@@ -130,4 +145,6 @@ def open_run(folder: str | Path) -> Run:
     if splits.is_task_run(folder):
         kind, labels = splits.load_task(folder)
         task = splits.make_task(config, KINDS[kind])
-    return Run(folder, config, tokenizers.load(str(folder)), task, labels)
+    inputs = models.family_of(config.model).inputs
+    tokenizer = spelling.opened(tokenizers.load(str(folder)), inputs, config.model)
+    return Run(folder, config, tokenizer, task, labels)

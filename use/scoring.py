@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Integer
 from tqdm import tqdm
 
 import models
-from data.tokenizers import TASK_ROLES, count_pieces
+from data.tokenizers import TASK_ROLES
 from errors import UserError
 from models import Model
 from models.transformer import logits
@@ -180,7 +180,7 @@ def whole_texts(
     for place, pieces in zip(places, run.tokenizer.encode_batch([*texts]), strict=True):
         if not len(pieces):
             raise UserError(f"{place} has no text: write some, or remove it")
-        unknown += count_pieces(run.tokenizer, pieces)[0]
+        unknown += run.count_unpredictable(pieces)
         total += len(pieces)
         tokens = np.concatenate([before, pieces, after]).astype(np.int32)
         found.append(Counted(tokens, len(before), len(before) + len(pieces)))
@@ -285,7 +285,7 @@ def scored(
     """Of each batch the tokens that count: whose each is, its log-probability, and
     whether it is the likeliest."""
     computed, never = [], never_meant(run)
-    for batch in packing.evaluation_batches(examples, shape):
+    for batch in packing.evaluation_batches(examples, shape).map(run.reads):
         counted = compact(batch)
         read = {name: batch[name] for name in model.inputs if name in batch}
         if way.sees_both and "predict_positions" in model.inputs:  # spares its head

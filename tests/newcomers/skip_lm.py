@@ -28,7 +28,7 @@ class Examples:
         return rows | {"targets": targets, "weights": weights}
 
 
-def loss_terms(model, logit_chunks):
+def loss_terms(_, model, logit_chunks):
     def terms(params, batch, dropout_key):
         output = model.apply(params, batch, dropout_key)
         return {"skip_lm": word_loss(output["causal_lm"], batch, logit_chunks)}

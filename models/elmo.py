@@ -1,0 +1,441 @@
+"""ELMo: two LSTM language models over words that are read by their characters.
+
+Source: Peters et al. 2018, "Deep contextualized word representations", section 3;
+what the paper leaves open is as in bilm-tf (training.py, model.py). One model reads a
+text from left to right, the other from right to left; they share the embedding of a
+word and the softmax. Axes: B rows, T words, C characters of a word, P projection of a
+direction, H cell of an LSTM, V words of the softmax.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.initializers import glorot_uniform, normal, uniform, zeros
+from jax import lax
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, UInt16
+
+from models.attention import dropout
+from models.family import Family, Fields, TextFrame
+from models.transformer import (
+    REMAT,
+    Prediction,
+    check_length,
+    depth,
+    padded_init,
+    padded_size,
+    without_padding,
+)
+from settings import Setting
+
+ALPHABET = 261  # 256 bytes, and marks of sentences, words and what is empty
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+FORGET_BIAS = 1.0  # added to the forget gate, which starts open
+
+State = tuple[Float[Array, "2 B H"], Float[Array, "2 B P"]]  # cells, outputs
+
+
+def around(bound: float) -> nn.initializers.Initializer:
+    """Uniform between -bound and bound."""
+
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return uniform(2 * bound)(key, shape, dtype) - bound
+
+    return init
+
+
+class CharacterCnn(nn.Module):
+    """A word's vector: convolutions over its characters, the most of each over its
+    places, highway layers, a projection."""
+
+    character_size: int
+    filters: tuple[tuple[int, int], ...]
+    num_highways: int
+    activation: str
+    projection_size: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, characters: UInt16[Array, "B T C"] | Int[Array, "B T C"]
+    ) -> Float[Array, "B T P"]:
+        rows, length, size = characters.shape
+        activation = ACTIVATIONS[self.activation]
+        table = nn.Embed(
+            ALPHABET, self.character_size, embedding_init=around(1.0), name="character"
+        ).embedding
+        spelt = table[characters.reshape(rows * length, size)].astype(self.dtype)
+        found = []
+        for width, count in self.filters:
+            std = (width * self.character_size) ** -0.5
+            convolution = nn.Conv(
+                count,
+                (width,),
+                padding="VALID",
+                dtype=self.dtype,
+                kernel_init=around(0.05) if self.activation == "relu" else normal(std),
+                name=f"width_{width}",
+            )
+            found.append(activation(convolution(spelt).max(axis=1)))
+        words = jnp.concatenate(found, axis=-1)
+        inner = words.shape[-1]
+        dense = functools.partial(
+            nn.Dense, kernel_init=normal(inner**-0.5), dtype=self.dtype
+        )
+        for i in range(self.num_highways):
+            # Its bias lets the words through at first.
+            gate = dense(inner, bias_init=lambda *a: zeros(*a) - 2, name=f"gate_{i}")
+            carried = jax.nn.sigmoid(gate(words))
+            changed = activation(dense(inner, name=f"transform_{i}")(words))
+            words = carried * changed + (1 - carried) * words
+        words = dense(self.projection_size, name="projection")(words)
+        return words.reshape(rows, length, -1).astype(jnp.float32)
+
+
+class Direction(nn.Module):
+    """The parameters of an LSTM with a projected output."""
+
+    cell_size: int
+    projection_size: int
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Array, Array, Array, Array]:
+        """Returns kernel of the input, of the output before, bias, projection."""
+        gates, init = 4 * self.cell_size, glorot_uniform()
+        return (
+            self.param("input_kernel", init, (width, gates)),
+            self.param("recurrent_kernel", init, (self.projection_size, gates)),
+            self.param("bias", zeros, (gates,)),
+            self.param(
+                "projection_kernel", init, (self.cell_size, self.projection_size)
+            ),
+        )
+
+
+class BiLstm(nn.Module):
+    """A layer: an LSTM with a projected output in each direction.
+
+    (Sak et al. 2014; gates in TensorFlow's order: input, candidate, forget, output.)
+    """
+
+    cell_size: int
+    projection_size: int
+    cell_clip: float
+    projection_clip: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Float[Array, "2 B T P"],
+        begins: Bool[Array, "2 B T"],
+        is_word: Bool[Array, "B T"],
+        state: State | None,
+    ) -> tuple[Float[Array, "2 B T P"], State]:
+        """The outputs of both directions, and their state after the last word.
+
+        Args:
+            begins: where a text begins, for the second direction its last word: there
+                the state is zero, but for the first text's with a `state` given.
+        """
+        ways = [
+            Direction(self.cell_size, self.projection_size, name=name)(inputs.shape[-1])
+            for name in ("forward", "backward")
+        ]
+        kernel, recurrent, bias, projection = (
+            jnp.stack(both) for both in zip(*ways, strict=True)
+        )
+        recurrent, projection = (x.astype(self.dtype) for x in (recurrent, projection))
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        # What does not depend on the words before: one large product outside the loop.
+        given = product(
+            "dbtp,dpg->tdbg", inputs.astype(self.dtype), kernel.astype(self.dtype)
+        )
+        given += bias[:, None]
+
+        def in_order(values: Array, of_time: int) -> Array:
+            """Time first, the second direction's from its end on."""
+            values = jnp.moveaxis(values, of_time, 0)
+            return jnp.stack([values[:, 0], values[::-1, 1]], axis=1)
+
+        words = jnp.broadcast_to(is_word, (2, *is_word.shape))
+        steps = (
+            in_order(given, 0),
+            in_order(begins, 2)[..., None],
+            in_order(words, 2)[..., None],
+        )
+        rows = inputs.shape[1]
+        if state is None:
+            state = (
+                jnp.zeros((2, rows, self.cell_size)),
+                jnp.zeros((2, rows, self.projection_size)),
+            )
+
+        def step(state: State, at: tuple) -> tuple[State, Array]:
+            given, begins, is_word = at
+            cell, output = (jnp.where(begins, 0, part) for part in state)
+            gates = given + product(
+                "dbp,dpg->dbg", output.astype(self.dtype), recurrent
+            )
+            enter, candidate, keep, leave = jnp.split(gates, 4, axis=-1)
+            cell = jax.nn.sigmoid(keep + FORGET_BIAS) * cell
+            cell += jax.nn.sigmoid(enter) * jnp.tanh(candidate)
+            cell = jnp.clip(cell, -self.cell_clip, self.cell_clip)
+            output = jax.nn.sigmoid(leave) * jnp.tanh(cell)
+            output = product("dbh,dhp->dbp", output.astype(self.dtype), projection)
+            output = jnp.clip(output, -self.projection_clip, self.projection_clip)
+            # Padding leaves the state as it is.
+            new = tuple(
+                jnp.where(is_word, after, before)
+                for after, before in zip((cell, output), state, strict=True)
+            )
+            return new, output
+
+        state, outputs = lax.scan(step, state, steps)
+        outputs = jnp.stack([outputs[:, 0], outputs[::-1, 1]])
+        return outputs.swapaxes(1, 2), state
+
+
+class Elmo(nn.Module):
+    """The bidirectional language model."""
+
+    vocab_size: int  # words of the softmax; any word can be read
+    max_positions: int
+    max_characters: int
+    num_layers: int
+    cell_size: int
+    projection_size: int
+    cell_clip: float
+    projection_clip: float
+    character_size: int
+    filters: tuple[tuple[int, int], ...]  # (characters, how many)
+    num_highways: int
+    activation: str
+    residual_dropout: float
+    softmax: bool
+    dtype: DTypeLike = jnp.float32  # of the matrix products; parameters are float32
+    remat: str = "none"  # see `transformer.REMAT`; of the character CNN and each layer
+    fused_attention: bool = False  # it has none
+
+    @nn.compact
+    def __call__(
+        self,
+        characters: UInt16[Array, "B T C"] | Int[Array, "B T C"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        dropout_rows: Int[Array, " B"] | None = None,
+        state: tuple[State, ...] | None = None,
+    ) -> dict:
+        """Returns "hidden" [B, T, 2P], both directions of the last layer side by side,
+        "hidden_layers" (the embedded words twice, then every layer's), "state" and,
+        with the softmax, the predictions "causal_lm", of the next word, and
+        "backward_lm", of the one before.
+
+        Missing `segment_ids` mean one text a row. `dropout_rows` numbers the rows that
+        dropout draws for; without it dropout is off. With the `state` of a call before
+        the first text of a row goes on from there (and the last one, backwards).
+        """
+        assert characters.shape[2] == self.max_characters, characters.shape
+        if segment_ids is None:  # rows of several short texts may be longer
+            check_length(characters.shape[1], self.max_positions)
+            segment_ids = jnp.ones(characters.shape[:2], jnp.int32)
+
+        def drop(values: Float[Array, "2 B T P"]) -> Float[Array, "2 B T P"]:
+            key = None if dropout_rows is None else self.make_rng("dropout")
+            by_row = jnp.moveaxis(values, 0, 1)
+            dropped = dropout(by_row, self.residual_dropout, key, dropout_rows)
+            return jnp.moveaxis(dropped, 1, 0)
+
+        cnn, layer = CharacterCnn, BiLstm
+        if self.remat != "none":
+            cnn = nn.remat(cnn, policy=REMAT[self.remat])
+            layer = nn.remat(layer, policy=REMAT[self.remat])
+        words = cnn(
+            self.character_size,
+            self.filters,
+            self.num_highways,
+            self.activation,
+            self.projection_size,
+            self.dtype,
+            name="embeddings",
+        )(characters)
+        is_word = segment_ids > 0
+        begins = jnp.stack([is_first(segment_ids), is_first(segment_ids[:, ::-1])])
+        begins = begins.at[1].set(begins[1, :, ::-1])
+        if state is not None:
+            begins &= ~continues(segment_ids)
+        hidden = jnp.stack([words, words])
+        hidden_layers, new_state = [side_by_side(hidden)], []
+        for i in range(self.num_layers):
+            seen = drop(hidden)
+            hidden, after = layer(
+                self.cell_size,
+                self.projection_size,
+                self.cell_clip,
+                self.projection_clip,
+                self.dtype,
+                name=f"layer_{i}",
+            )(seen, begins, is_word, None if state is None else state[i])
+            if i > 0:
+                hidden = hidden + seen
+            hidden_layers.append(side_by_side(hidden))
+            new_state.append(after)
+        output = {
+            "hidden": hidden_layers[-1],
+            "hidden_layers": tuple(hidden_layers),
+            "state": tuple(new_state),
+        }
+        if self.softmax:
+            left, right = drop(hidden)
+            predict = Softmax(
+                self.vocab_size, self.projection_size, self.dtype, name="softmax"
+            )
+            table, bias = predict()
+            output["causal_lm"] = Prediction(left, table, bias)
+            output["backward_lm"] = Prediction(right, table, bias)
+        return output
+
+
+class Softmax(nn.Module):
+    """The table and bias of the words that are predicted, one for both directions."""
+
+    vocab_size: int
+    projection_size: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "V P"], Float[Array, " V"] | None]:
+        size = padded_size(self.vocab_size)
+        init = padded_init(normal(self.projection_size**-0.5), self.vocab_size)
+        table = self.param("embedding", init, (size, self.projection_size))
+        bias = self.param("bias", zeros, (size,))
+        return table.astype(self.dtype), without_padding(bias, self.vocab_size)
+
+
+def is_first(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Whether a word is the first of its text."""
+    before = jnp.pad(segment_ids[:, :-1], [(0, 0), (1, 0)], constant_values=-1)
+    return segment_ids != before
+
+
+def continues(segment_ids: Int[Array, "B T"]) -> Bool[Array, "2 B T"]:
+    """Whether a word, or the padding before, belongs to the text that each direction
+    reads first."""
+    most = segment_ids.max(axis=1, keepdims=True)
+    first = jnp.where(segment_ids > 0, segment_ids, most).min(axis=1, keepdims=True)
+    return jnp.stack(
+        [(segment_ids == end) | (segment_ids == 0) for end in (first, most)]
+    )
+
+
+def side_by_side(hidden: Float[Array, "2 B T P"]) -> Float[Array, "B T 2P"]:
+    return jnp.concatenate([hidden[0], hidden[1]], axis=-1)
+
+
+def forward_flops(
+    fields: Fields, sizes: Mapping[str, int], length: int, predicted: int
+) -> float:
+    """FLOPs of a forward pass, of a word: 2 for each multiply-add.
+
+    A convolution's kernel is used at every place of a word; the softmax, in full, in
+    both directions.
+    """
+    vocabulary = padded_size(fields["vocab_size"])
+    products = 2 * vocabulary * fields["projection_size"] * predicted / length
+    for path, size in sizes.items():
+        if path.endswith("kernel"):
+            places = 1
+            if "/width_" in path:
+                width = int(path.split("/width_")[1].split("/")[0])
+                places = fields["max_characters"] - width + 1
+            products += size * places
+    return 2 * products
+
+
+def attends_not(config: Any) -> str | None:
+    if config.run.fused_attention:
+        return "run.fused_attention=True: an LSTM has no attention; set it False"
+    return None
+
+
+def fits_characters(config: Any) -> str | None:
+    widest = max((width for width, _ in config.model.filters), default=0)
+    most = config.model.max_characters
+    if not 0 < widest <= most:
+        return (
+            f"model.filters={config.model.filters} must be pairs (characters, how "
+            f"many) of at most model.max_characters={most}"
+        )
+    return None
+
+
+FAMILY = Family(
+    module=Elmo,
+    inputs=("characters", "segment_ids"),
+    frames={"both": TextFrame("cls", "sep", "sep", readout="mean")},
+    outputs={"causal_lm": {"softmax": True}, "backward_lm": {"softmax": True}},
+    pooler=lambda _: "none",
+    initializer=lambda _: normal(0.02),
+    vocabulary=(r"softmax/(embedding|bias)",),
+    placement=(
+        (r"softmax/embedding", PartitionSpec("tensor", "fsdp")),
+        (r"softmax/bias", PartitionSpec("tensor")),
+        (r"layer_\d+/.*(input|recurrent)_kernel", PartitionSpec("fsdp", "tensor")),
+        (r"layer_\d+/.*/bias", PartitionSpec("tensor")),
+        (r"layer_\d+/.*projection_kernel", PartitionSpec("tensor", "fsdp")),
+    ),
+    cut_sizes={
+        "fsdp": ("projection_size",),
+        "tensor": ("vocab_size", "cell_size"),
+    },
+    pretraining_only=r"softmax/.*",
+    depth=depth,
+    forward_flops=forward_flops,
+    dropouts=("residual_dropout",),
+    settings=(
+        Setting("model.vocab_size", int, "Words that it predicts.", ">=1"),
+        Setting("model.max_positions", int, "Words that it reads at once.", ">=1"),
+        Setting(
+            "model.max_characters",
+            int,
+            "Bytes of a word with its two marks; the rest is not read.",
+            ">=3",
+        ),
+        Setting("model.num_layers", int, "LSTMs of a direction.", ">=1"),
+        Setting("model.cell_size", int, "Of an LSTM.", ">=1"),
+        Setting(
+            "model.projection_size", int, "Width of a direction, and of a word.", ">=1"
+        ),
+        Setting("model.cell_clip", float, "Bound of a cell's values.", ">0"),
+        Setting("model.projection_clip", float, "Bound of an LSTM's outputs.", ">0"),
+        Setting("model.character_size", int, "Width of a character's vector.", ">=1"),
+        Setting("model.filters", tuple, "Of the CNN: (characters, how many) each."),
+        Setting("model.num_highways", int, "Layers above the CNN.", ">=0"),
+        Setting(
+            "model.activation", str, "Of CNN and highways.", choices=(*ACTIVATIONS,)
+        ),
+        Setting(
+            "model.residual_dropout",
+            float,
+            "Of each LSTM's input, and the end.",
+            ">=0 <1",
+        ),
+        Setting("model.softmax", bool, "Whether it predicts words."),
+    ),
+    tiny={
+        "vocab_size": 512,
+        "max_positions": 32,
+        "max_characters": 12,
+        "num_layers": 2,
+        "cell_size": 24,
+        "projection_size": 8,
+        "character_size": 4,
+        "filters": ((1, 4), (2, 8), (3, 8)),
+        "num_highways": 1,
+    },
+    rules=(attends_not, fits_characters),
+)
