@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer, UInt16
+from ml_collections import ConfigDict
 
 from data.tokenizers import JsonTokenizer, Tokenizer
 from data.windows import Batch
@@ -20,6 +21,8 @@ from errors import UserError
 
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, FILL = range(256, 261)
 ALPHABET = 261
+Fields = Mapping[str, Any] | ConfigDict  # `model` of a config
+
 # The roles of special tokens that are spelt with one mark.
 MARKS = MappingProxyType({"cls": BEGIN_SENTENCE, "sep": END_SENTENCE})
 PREDICTED = ("targets", "previous_targets")
@@ -97,7 +100,9 @@ class OpenWords(JsonTokenizer):
 
 
 def opened(
-    tokenizer: Tokenizer, inputs: tuple[str, ...], fields: Mapping[str, Any]
+    tokenizer: Tokenizer,
+    inputs: tuple[str, ...],
+    fields: Mapping[str, Any] | ConfigDict,
 ) -> Tokenizer:
     """The tokenizer for a model of a config's `model`: open where `inputs`, the arrays
     that it reads, are characters.
@@ -121,7 +126,9 @@ def opened(
 
 
 def reader(
-    tokenizer: Tokenizer, inputs: tuple[str, ...], fields: Mapping[str, Any]
+    tokenizer: Tokenizer,
+    inputs: tuple[str, ...],
+    fields: Mapping[str, Any] | ConfigDict,
 ) -> Callable[[Batch], Batch]:
     """What makes a batch one for a model of a config's `model`.
 

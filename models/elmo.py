@@ -18,7 +18,7 @@ from flax.linen.initializers import glorot_uniform, normal, uniform, zeros
 from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, UInt16
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from models.attention import dropout
 from models.family import Family, Fields, TextFrame
@@ -61,9 +61,7 @@ class CharacterCnn(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, characters: UInt16[Array, "B T C"] | Int[Array, "B T C"]
-    ) -> Float[Array, "B T P"]:
+    def __call__(self, characters: Integer[Array, "B T C"]) -> Float[Array, "B T P"]:
         rows, length, size = characters.shape
         activation = ACTIVATIONS[self.activation]
         table = nn.Embed(
@@ -156,7 +154,7 @@ class BiLstm(nn.Module):
         given = product(
             "dbtp,dpg->tdbg", inputs.astype(self.dtype), kernel.astype(self.dtype)
         )
-        given += bias[:, None]
+        given += bias[None, :, None]
 
         def in_order(values: Array, of_time: int) -> Array:
             """Time first, the second direction's from its end on."""
@@ -225,7 +223,7 @@ class Elmo(nn.Module):
     @nn.compact
     def __call__(
         self,
-        characters: UInt16[Array, "B T C"] | Int[Array, "B T C"],
+        characters: Integer[Array, "B T C"],
         segment_ids: Int[Array, "B T"] | None = None,
         dropout_rows: Int[Array, " B"] | None = None,
         state: tuple[State, ...] | None = None,
@@ -332,7 +330,7 @@ def continues(segment_ids: Int[Array, "B T"]) -> Bool[Array, "2 B T"]:
     )
 
 
-def side_by_side(hidden: Float[Array, "2 B T P"]) -> Float[Array, "B T 2P"]:
+def side_by_side(hidden: Float[Array, "2 B T P"]) -> Float[Array, "B T 2*P"]:
     return jnp.concatenate([hidden[0], hidden[1]], axis=-1)
 
 

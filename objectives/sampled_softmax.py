@@ -1,7 +1,8 @@
 """The cross-entropy over a few words of a large vocabulary.
 
-Source: Jean et al. 2015, section 3; as tf.nn.sampled_softmax_loss, which bilm-tf trains
-with, but that words are drawn with replacement.
+Source: Bengio and Senécal 2003 (importance sampling); Jean et al. 2015, section 3.
+bilm-tf trains with tf.nn.sampled_softmax_loss, whose words are drawn without
+replacement; with it, as here, more words bring the loss nearer to the whole softmax's.
 """
 
 import math
@@ -28,8 +29,9 @@ def sampled_cross_entropy(
 
     The target competes with `num_sampled` of the first `vocab_size` words, the same for
     all slots, drawn log-uniformly: word k with log((k + 2) / (k + 1)) / log(V + 1), so
-    the vocabulary must be in the order of frequency. From each score goes the log of
-    how often its word is expected among them; a target that is drawn counts once.
+    the vocabulary must be in the order of frequency. From the score of a word that is
+    drawn goes the log of how often it is expected to be; draws of the target itself do
+    not count.
     """
     uniform = jax.random.uniform(key, (num_sampled,))
     drawn = jnp.exp(uniform * math.log(vocab_size + 1)).astype(jnp.int32) - 1
@@ -43,10 +45,11 @@ def sampled_cross_entropy(
     own = jnp.einsum(
         "...d,...d->...", states, table[targets], preferred_element_type=jnp.float32
     )
-    own += bias[targets] - log_expected(targets)
+    own += bias[targets]
     others = jnp.einsum(
         "...d,nd->...n", states, table[drawn], preferred_element_type=jnp.float32
     )
+    drawn = drawn.reshape((1,) * targets.ndim + drawn.shape)
     others += bias[drawn] - log_expected(drawn)
     others = jnp.where(drawn == targets[..., None], -jnp.inf, others)
     total = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1))

@@ -14,9 +14,13 @@ from data.shards import Framing, Shards
 from data.spelling import cut_to
 from data.tokenizers import ELMO_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits
-from pretraining.causal_lm import CausalLmExamples, target_probabilities
-from pretraining.counts import Ngrams, stream_of
-from pretraining.language_model import long_enough, perplexity, word_loss
+from pretraining.counts import Ngrams, stream_of, target_probabilities
+from pretraining.language_model import (
+    CausalLmExamples,
+    long_enough,
+    perplexity,
+    word_loss,
+)
 from pretraining.record import HeldOut, Line, Objective, Pretraining
 from settings import Setting
 

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 # Every annotated shape becomes a check; must run before the packages are imported.
 CHECKED = ["models", "objectives", "pretraining", "tasks", "training", "use"]
 CHECKED += ["data.draws", "data.shards", "data.windows", "data.masking"]
-CHECKED += ["data.labelled"]
+CHECKED += ["data.labelled", "data.spelling"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import jax

@@ -11,7 +11,7 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
 import models
-from configs import bert_mini, foreword_masked, gpt_mini
+from configs import bert_mini, elmo_mini, foreword_masked, gpt_mini
 from errors import UserError
 from models.attention import Mask
 from models.bert import Bert
@@ -1024,19 +1024,24 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("family", [*models.FAMILIES])
 def test_recomputing_changes_memory_not_gradients(family, capsys):
     minis = {"bert": bert_mini, "gpt": gpt_mini, "foreword": foreword_masked}
+    minis["elmo"] = elmo_mini
     fields = minis[family].get_config("tiny").model
-    fields = fields.to_dict() | {"residual_dropout": 0.2, "attention_dropout": 0.2}
-    fields |= {"precision": "float32"}
+    dropouts = dict.fromkeys(models.FAMILIES[family].dropouts, 0.2)
+    fields = fields.to_dict() | dropouts | {"precision": "float32"}
     tokens = jnp.arange(16).reshape(2, 8)
+    batch = {"tokens": tokens}
+    if family == "elmo":
+        spelt = 9 * (np.asarray(tokens)[..., None] + np.arange(12))
+        batch["characters"] = jnp.asarray(spelt)
     key = jax.random.key(1)
     results, saved = [], []
     for remat in REMAT:
         model = models.build(fields, remat)
-        params = model.init(jax.random.key(0), {"tokens": tokens})
+        params = model.init(jax.random.key(0), batch)
 
         def loss(params, model=model):
-            out = model.apply(params, {"tokens": tokens}, key)
-            language = "causal_lm" if family == "gpt" else "masked_lm"
+            out = model.apply(params, batch, key)
+            language = "causal_lm" if family in ("gpt", "elmo") else "masked_lm"
             return (logits(out[language]) ** 2).mean()
 
         results.append((params, jax.jit(jax.value_and_grad(loss))(params)))

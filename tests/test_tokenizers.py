@@ -12,6 +12,7 @@ import pytest
 from data import tokenizer_training
 from data.tokenizers import (
     BERT_SPECIAL_TOKENS,
+    ELMO_SPECIAL_TOKENS,
     GPT_SPECIAL_TOKENS,
     JsonTokenizer,
     load,
@@ -63,7 +64,8 @@ def test_round_trip(trained, script):
     (ids,) = trained.encode_batch([text])
     assert trained.special_ids["unk"] not in ids
     decoded = trained.decode(ids)
-    if "WordPiece" in str(trained.serialized):  # which forgets where spaces were
+    # Which forget where spaces were.
+    if re.search("WordPiece|BertPreTokenizer", str(trained.serialized)):
         text, decoded = without_spaces(text), without_spaces(decoded)
     assert decoded == text
 
@@ -256,6 +258,17 @@ def test_symbols_are_what_stands_between_spaces(capsys):
     assert tokenizer.decode(ids) == "C a [UNK] 12\x1c3"
     assert tokenizer.starts_word.all()
     assert "4 symbols, with special tokens 9 pieces" in capsys.readouterr().out
+
+
+def test_words_are_parted_by_punctuation_and_those_held_out_are_known():
+    special = {"special_tokens": ELMO_SPECIAL_TOKENS}
+    settings = special | {"also": ["c, new one; a"]}
+    tokenizer = train("words", ["b a, b\na.b c"], **settings)
+    own = ["b", "a", ",", ".", "c", ";", "new", "one"]
+    assert tokenizer.pieces == [*ELMO_SPECIAL_TOKENS, *own]
+    assert tokenizer.special_ids == {"cls": 0, "sep": 1, "unk": 2}
+    (ids,) = tokenizer.encode_batch(["a.b <S> other"])
+    assert ids.tolist() == [4, 6, 3, 2, 2, 2, 2]
 
 
 def test_characters_are_kept_one_by_one(capsys):

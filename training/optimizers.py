@@ -163,7 +163,8 @@ def decay_mask(params: Any, no_decay: Sequence[str]) -> Any:
         if not any(re.fullmatch(pattern, path) for path in jax.tree.leaves(paths)):
             raise UserError(
                 f"optim.no_decay pattern {pattern!r} matches no parameter"
-                f"{closest(pattern, jax.tree.leaves(paths))}"
+                f"{closest(pattern, jax.tree.leaves(paths))}. Correct it, or leave it "
+                "out, as by --config.optim.no_decay=\"('.*/bias',)\""
             )
     return jax.tree.map(
         lambda path: not any(re.fullmatch(pattern, path) for pattern in no_decay),
