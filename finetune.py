@@ -365,7 +365,7 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         origin.model,
         tuning.kind.head,
         num_labels=len(tuning.splits.labels),
-        dropout=config.head.dropout,
+        head=config.head.to_dict(),
         keep=() if tuning.auxiliary is None else (tuning.auxiliary.output,),
         remat=run.remat,
         fused_attention=run.fused_attention,
@@ -404,7 +404,9 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
 
 
 def make_loss_terms(tuning: Tuning, model: models.Model) -> LossTerms:
-    """The task's loss + lm_weight * a language model's (GPT-1, section 3.2)."""
+    """The task's loss + lm_weight * a language model's (GPT-1, section 3.2) +
+    mix_penalty * the squared weights of the layers (ELMo, section 3.2)."""
+    head = tuning.config.head
     weight, chunks = tuning.config.objective.lm_weight, tuning.config.run.logit_chunks
 
     def terms(params: Any, batch: dict, dropout_key: Any) -> dict[str, Term]:
@@ -415,6 +417,9 @@ def make_loss_terms(tuning: Tuning, model: models.Model) -> LossTerms:
                 model, params, batch, output, dropout_key, chunks
             )
             terms["auxiliary_lm"] = weight * loss, count, metrics | {"nats": loss}
+        if head.layers == "mix":
+            mix = params["head"]["features"]["mix"]["weights"]
+            terms["mix"] = head.mix_penalty * (mix**2).sum(), np.float32(1.0), {}
         return terms
 
     return terms

@@ -244,6 +244,28 @@ FINETUNING = (
     Setting("data.packed", bool, "Several examples a row."),
     Setting("head.dropout", float, "Of what the head reads.", ">=0 <1"),
     Setting(
+        "head.layers",
+        str,
+        "Of the model that it reads; mix: a learnt mean of all.",
+        choices=("last", "mix"),
+        older="last",
+    ),
+    Setting(
+        "head.mix_penalty",
+        float,
+        "Of the squared weights of the mix.",
+        ">=0",
+        older=0.0,
+    ),
+    Setting(
+        "head.kind",
+        str,
+        "lstm: one in each direction below its layer.",
+        choices=("linear", "lstm"),
+        older="linear",
+    ),
+    Setting("head.size", int, "Of an LSTM of its own.", ">=1", older=256),
+    Setting(
         "objective.lm_weight",
         float,
         "Of the auxiliary language model; GPT-1: 0.5.",

@@ -130,7 +130,7 @@ class BiLstm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "2 B T P"],
+        inputs: Float[Array, "2 B T I"],
         begins: Bool[Array, "2 B T"],
         is_word: Bool[Array, "B T"],
         state: State | None,
@@ -262,10 +262,9 @@ class Elmo(nn.Module):
             name="embeddings",
         )(characters)
         is_word = segment_ids > 0
-        begins = jnp.stack([is_first(segment_ids), is_first(segment_ids[:, ::-1])])
-        begins = begins.at[1].set(begins[1, :, ::-1])
+        first = begins(segment_ids)
         if state is not None:
-            begins &= ~continues(segment_ids)
+            first &= ~continues(segment_ids)
         hidden = jnp.stack([words, words])
         hidden_layers, new_state = [side_by_side(hidden)], []
         for i in range(self.num_layers):
@@ -277,7 +276,7 @@ class Elmo(nn.Module):
                 self.projection_clip,
                 self.dtype,
                 name=f"layer_{i}",
-            )(seen, begins, is_word, None if state is None else state[i])
+            )(seen, first, is_word, None if state is None else state[i])
             if i > 0:
                 hidden = hidden + seen
             hidden_layers.append(side_by_side(hidden))
@@ -314,10 +313,12 @@ class Softmax(nn.Module):
         return table.astype(self.dtype), without_padding(bias, self.vocab_size)
 
 
-def is_first(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """Whether a word is the first of its text."""
-    before = jnp.pad(segment_ids[:, :-1], [(0, 0), (1, 0)], constant_values=-1)
-    return segment_ids != before
+def begins(segment_ids: Int[Array, "B T"]) -> Bool[Array, "2 B T"]:
+    """Whether a word is that of its text that each direction reads first."""
+    differs = segment_ids[:, 1:] != segment_ids[:, :-1]
+    edge = jnp.ones((len(segment_ids), 1), bool)
+    ahead = jnp.concatenate([edge, differs], axis=1)
+    return jnp.stack([ahead, jnp.concatenate([differs, edge], axis=1)])
 
 
 def continues(segment_ids: Int[Array, "B T"]) -> Bool[Array, "2 B T"]:

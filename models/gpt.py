@@ -120,7 +120,8 @@ class Gpt(nn.Module):
         dropout_rows: Int[Array, " B"] | None = None,
         cache: dict | None = None,
     ) -> dict:
-        """Returns "hidden" [B, T, D] and the prediction "causal_lm" [B, T, V].
+        """Returns "hidden" [B, T, D], "hidden_layers" (the embedded tokens, then every
+        layer's output) and the prediction "causal_lm" [B, T, V].
 
         Missing `segment_ids` mean one document a row, missing `positions` count from 0.
         `dropout_rows` numbers the rows that dropout draws for; without it dropout is
@@ -155,6 +156,7 @@ class Gpt(nn.Module):
             "index": mask.start + tokens.shape[1],
             "segment_ids": mask.key_segments,
         }
+        hidden_layers = [hidden]
         block = block_with_remat(self.remat)
         for i in range(self.num_layers):
             name = f"layer_{i}"
@@ -173,11 +175,13 @@ class Gpt(nn.Module):
                 self.dtype,
                 name=name,
             )(hidden, mask, None if cache is None else cache[name], dropout_rows)
+            hidden_layers.append(hidden)
         if self.pre_norm:
             hidden = layer_norm(self.norm_epsilon, "final_norm")(hidden)
         bias = without_padding(None, self.vocab_size)
         output = {
             "hidden": hidden,
+            "hidden_layers": tuple(hidden_layers),
             "causal_lm": Prediction(hidden, table.astype(self.dtype), bias),
         }
         return output if cache is None else {**output, "cache": new_cache}

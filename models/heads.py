@@ -1,49 +1,28 @@
 """Heads for labelled tasks, and a pre-trained base with one of them on top.
 
 Sources: GPT-1 (Radford et al. 2018, section 3.3), BERT (Devlin et al. 2019, section 4;
-the release's run_classifier.py and run_squad.py). All that is new lies under `head/`;
-the base's parameters keep the paths that they have in pre-training.
+the release's run_classifier.py and run_squad.py), ELMo (Peters et al. 2018, section
+3.2: a mean of all layers under a small network of the task's own). All that is new
+lies under `head/`; the base's parameters keep the paths that they have in pre-training.
 Axes: B rows, T tokens, E examples in a row, R readout positions, K outputs, D width.
 """
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.initializers import Initializer
+from flax.linen.initializers import Initializer, ones, zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 import models
 from models.attention import dropout
+from models.elmo import BiLstm, begins, side_by_side
 from models.family import Fields
 
-
-class Head(nn.Module):
-    """Scores of vectors: [pooler], dropout, dense layer in float32."""
-
-    num_outputs: int
-    new_pooler: bool  # of a base that was pre-trained without one and wants one
-    dropout_rate: float
-    kernel_init: Initializer
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(
-        self,
-        states: Float[Array, "B *slots D"],
-        dropout_rows: Int[Array, " B"] | None,
-    ) -> Float[Array, "B *slots K"]:
-        if self.new_pooler:
-            states = pool(states, self.kernel_init, self.dtype)
-        key = None if dropout_rows is None else self.make_rng("dropout")
-        states = dropout(states, self.dropout_rate, key, dropout_rows)
-        return nn.Dense(
-            self.num_outputs,
-            kernel_init=self.kernel_init,
-            dtype=jnp.float32,
-            name="dense",
-        )(states)
+UNBOUNDED = (float("inf"), float("inf"))  # neither cells nor outputs are cut
 
 
 def pool(
@@ -77,6 +56,80 @@ def mean(
     return states.reshape(*positions.shape, hidden.shape[-1])
 
 
+class ScalarMix(nn.Module):
+    """`scale * sum of softmax(weights) * layers`, at first their plain mean (ELMo,
+    equation 1)."""
+
+    @nn.compact
+    def __call__(
+        self, layers: tuple[Float[Array, "B T D"], ...]
+    ) -> Float[Array, "B T D"]:
+        weights = self.param("weights", zeros, (len(layers),))
+        scale = self.param("scale", ones, ())
+        shares = scale * jax.nn.softmax(weights)
+        mixed = (share * layer for share, layer in zip(shares, layers, strict=True))
+        return functools.reduce(jnp.add, mixed)
+
+
+class Features(nn.Module):
+    """What the head reads of a base: its last layer or a mix of all, as it is or
+    through an LSTM in each direction."""
+
+    mixes: bool
+    size: int  # of an LSTM; 0: none
+    dropout_rate: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        output: dict,
+        segment_ids: Int[Array, "B T"],
+        dropout_rows: Int[Array, " B"] | None,
+    ) -> Float[Array, "B T D"]:
+        states = output["hidden"]
+        if self.mixes:  # the last one as the model gives it, after its final norm
+            layers = (*output["hidden_layers"][:-1], states)
+            states = ScalarMix(name="mix")(layers)
+        if not self.size:
+            return states
+        key = None if dropout_rows is None else self.make_rng("dropout")
+        states = dropout(states, self.dropout_rate, key, dropout_rows)
+        lstm = BiLstm(self.size, self.size, *UNBOUNDED, self.dtype, name="lstm")
+        hidden, _ = lstm(
+            jnp.stack([states, states]), begins(segment_ids), segment_ids > 0, None
+        )
+        return side_by_side(hidden)
+
+
+class Head(nn.Module):
+    """Scores of vectors: [pooler], dropout, dense layer in float32."""
+
+    features: Features
+    num_outputs: int
+    new_pooler: bool  # of a base that was pre-trained without one and wants one
+    dropout_rate: float
+    kernel_init: Initializer
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        states: Float[Array, "B *slots D"],
+        dropout_rows: Int[Array, " B"] | None,
+    ) -> Float[Array, "B *slots K"]:
+        if self.new_pooler:
+            states = pool(states, self.kernel_init, self.dtype)
+        key = None if dropout_rows is None else self.make_rng("dropout")
+        states = dropout(states, self.dropout_rate, key, dropout_rows)
+        return nn.Dense(
+            self.num_outputs,
+            kernel_init=self.kernel_init,
+            dtype=jnp.float32,
+            name="dense",
+        )(states)
+
+
 class FineTuned(nn.Module):
     """A base and the head for a kind of task on top."""
 
@@ -101,7 +154,7 @@ class FineTuned(nn.Module):
         """Returns what the base returns for its `arrays`, and "scores", float32:
         [B, T, K] of tokens, [B, E, K] of examples, [B, E, R, K] of readouts."""
         output = self.base(**arrays, dropout_rows=dropout_rows)
-        states = output["hidden"]
+        states = self.head.features(output, arrays["segment_ids"], dropout_rows)
         if self.reads != "tokens":
             if self.readout == "mean":
                 states = mean(states, arrays["segment_ids"], readout_positions)
@@ -119,7 +172,7 @@ def build(
     spec: Any,
     *,
     num_labels: int,
-    dropout: float,
+    head: Fields,
     keep: tuple[str, ...] = (),
     remat: str = "none",
     fused_attention: bool = False,
@@ -130,19 +183,24 @@ def build(
 
     Args:
         spec: what the head reads, and how much it says of it (`tasks/record.py`).
+        head: of a config.
     """
     family = models.family_of(fields)
     # The pooler of a base pools the first position of a row, not of an example.
     pooler = "none" if spec.reads == "tokens" else family.pooler(fields)
     base = models.build(models.only_with(fields, keep), remat, fused_attention)
-    init = family.initializer(base.module)
-    head = Head(
+    init, dtype = family.initializer(base.module), base.module.dtype
+    readout, size = models.frame_of(fields).readout, 0
+    if head["kind"] == "lstm":  # which reads as ELMo does, and has no use for a pooler
+        readout, size, pooler = "mean", head["size"], "none"
+    features = Features(head["layers"] == "mix", size, head["dropout"], dtype)
+    top = Head(
+        features,
         spec.num_outputs(num_labels),
         pooler == "new",
-        dropout if spec.drops else 0.0,
+        head["dropout"] if spec.drops else 0.0,
         init,
-        base.module.dtype,
+        dtype,
     )
-    readout = models.frame_of(fields).readout
-    module = FineTuned(base.module, head, spec.reads, readout, pooler == "base", init)
+    module = FineTuned(base.module, top, spec.reads, readout, pooler == "base", init)
     return models.Model(module, (*base.inputs, "readout_positions"))

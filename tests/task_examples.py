@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from configs.finetune import topic
 from data import tokenizers
 from data.labelled import Record
 from tasks import KINDS, packing, splits
@@ -99,3 +100,9 @@ GOOD = (
 def good(task):
     """Fields of a record that the task can read."""
     return next(fields for own, fields in GOOD if own is task)
+
+
+def head_of(dropout, **changes):
+    """`head` of a config."""
+    own = topic.get_config().head.to_dict()
+    return own | {"dropout": dropout} | changes

@@ -30,6 +30,7 @@ from models import heads
 from models.transformer import logits
 from objectives.cross_entropy import weighted_cross_entropy
 from tasks import KINDS, auxiliary_lm, packing
+from tests.task_examples import head_of
 
 FIELDS = {
     "bert": topic.get_config("tiny").model.to_dict() | {"precision": "float32"},
@@ -123,7 +124,7 @@ def test_the_loss_is_that_of_the_words(tokenizer, family, chunks):
         FIELDS[family],
         KINDS["classification"].head,
         num_labels=2,
-        dropout=0.1,
+        head=head_of(0.1),
         keep=(lm.output,),
     )
     params = model.init(jax.random.key(0), batch)

@@ -34,6 +34,7 @@ from objectives.cross_entropy import weighted_cross_entropy
 from objectives.span import span
 from tasks.encoding import make_frame
 from tasks.record import HeadSpec
+from tests.task_examples import head_of
 from training.checkpoints import load_params
 from training.optimizers import (
     assign_groups,
@@ -85,7 +86,7 @@ def open_run(workdir, vocab_size):
     spec = json.loads((workdir / "task.json").read_text())
     head, dropout = HEADS[spec["kind"]], config.head.dropout
     labels = len(spec["labels"])
-    return heads.build(fields, head, num_labels=labels, dropout=dropout), params
+    return heads.build(fields, head, num_labels=labels, head=head_of(dropout)), params
 
 
 def inputs_of(batch, padded, is_task):

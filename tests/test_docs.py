@@ -17,6 +17,7 @@ from models import heads
 from predict import parse_arguments
 from score import parse_arguments as parse_score
 from tasks import KINDS
+from tests.task_examples import head_of
 from training.optimizers import SETTINGS, Group, assign_groups, parse_groups
 from training.runs import shapes_of
 
@@ -94,7 +95,7 @@ def test_groups_that_the_documents_show_are_groups():
     """Each setting has its row and its example, which fits a model with a head."""
     config = topic.get_config("tiny")
     spec = KINDS["classification"].head
-    model = heads.build(config.model.to_dict(), spec, num_labels=2, dropout=0.1)
+    model = heads.build(config.model.to_dict(), spec, num_labels=2, head=head_of(0.1))
     batch = {"tokens": np.zeros((1, 8), np.int32)}
     batch |= dict.fromkeys(("segment_ids", "positions", "token_types"), batch["tokens"])
     params = shapes_of(

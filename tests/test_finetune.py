@@ -26,6 +26,7 @@ from objectives.cross_entropy import weighted_cross_entropy
 from tasks import KINDS, packing, splits
 from tasks.auxiliary_lm import auxiliary_lm
 from tasks.encoding import Task, make_frame
+from tests.task_examples import head_of
 from training import loop, parallel, runs
 from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
@@ -138,7 +139,7 @@ def model_and_loss(kind, family, tokenizer, lm_weight):
         MODELS[family],
         KINDS[kind].head,
         num_labels=3,
-        dropout=0.1,
+        head=head_of(0.1),
         keep=(lm.output,) if lm else (),
     )
     config = topic.get_config("tiny")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import models
+from configs import elmo_mini, foreword_masked
 from models import heads
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.regression import regression
 from objectives.span import span
 from tasks.record import HeadSpec
+from tests.task_examples import head_of
 
 CLASSIFICATION = HeadSpec("examples", lambda num_labels: num_labels)
 SIMILARITY = HeadSpec("examples", lambda _: 1)
@@ -71,7 +73,8 @@ def inputs(**more):
 
 
 def run(fields, spec, **more):
-    model, batch = heads.build(fields, spec, num_labels=3, dropout=0.1), inputs(**more)
+    model = heads.build(fields, spec, num_labels=3, head=head_of(0.1))
+    batch = inputs(**more)
     params = model.init(jax.random.key(0), batch)
     return model.apply(params, batch), params
 
@@ -138,7 +141,7 @@ def test_of_pretraining_stays_what_is_kept():
         (BERT | {"pooler": True}, ("next_sentence",), {"next_sentence"}),
         (GPT, (), {"causal_lm"}),
     ):
-        model = heads.build(fields, TAGGING, num_labels=2, dropout=0.0, keep=keep)
+        model = heads.build(fields, TAGGING, num_labels=2, head=head_of(0.0), keep=keep)
         params = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), inputs()))
         output = jax.eval_shape(model.apply, params, inputs())
         assert output.keys() & {"masked_lm", "next_sentence", "causal_lm"} == found
@@ -186,7 +189,7 @@ def test_dropout_of_the_head_is_a_setting(spec):
     _, params = run(fields, spec, readout_positions=batch["readout_positions"])
 
     def scores(rate, key, spec=spec):
-        model = heads.build(fields, spec, num_labels=3, dropout=rate)
+        model = heads.build(fields, spec, num_labels=3, head=head_of(rate))
         return model.apply(params, batch, key)["scores"]
 
     still, key = scores(0.5, None), jax.random.key(0)
@@ -198,7 +201,7 @@ def test_dropout_of_the_head_is_a_setting(spec):
 
 @pytest.mark.parametrize("fields", [BERT, GPT], ids=["bert", "gpt"])
 def test_micro_batches_with_their_rows_numbers_draw_the_same_masks(fields):
-    model = heads.build(fields, CLASSIFICATION, num_labels=3, dropout=0.5)
+    model = heads.build(fields, CLASSIFICATION, num_labels=3, head=head_of(0.5))
     batch = inputs(readout_positions=jnp.array([[[0], [5]]]))
     batch = {name: jnp.repeat(array, 4, axis=0) for name, array in batch.items()}
     params, key = model.init(jax.random.key(0), batch), jax.random.key(1)
@@ -208,3 +211,73 @@ def test_micro_batches_with_their_rows_numbers_draw_the_same_masks(fields):
     found = model.apply(params, part, key)["scores"]
     np.testing.assert_allclose(found, whole[rows], rtol=1e-5, atol=1e-6)
     assert len(np.unique(whole, axis=0)) == 4
+
+
+# Features: a mix of layers, an LSTM
+
+
+ELMO = elmo_mini.get_config("tiny").model.to_dict() | {"softmax": False}
+OWN = foreword_masked.get_config("tiny").model.to_dict()
+FAMILIES = {"bert": BERT, "gpt": GPT, "foreword": OWN, "elmo": ELMO}
+
+
+def features(family, spec, **head):
+    """A model with such a head, fresh parameters, and a batch of two sequences."""
+    fields = FAMILIES[family] | dict.fromkeys(models.FAMILIES[family].dropouts, 0.0)
+    model = heads.build(fields, spec, num_labels=3, head=head_of(0.0, **head))
+    batch = inputs(readout_positions=jnp.array([[[0], [5]]]))
+    spelt = np.arange(144).reshape(1, 12, 12) % 250
+    batch["characters"] = jnp.asarray(spelt)
+    return model, model.init(jax.random.key(0), batch), batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mix_is_first_the_mean_of_the_layers_and_then_its_formula(family):
+    model, params, batch = features(family, TAGGING, layers="mix")
+    mix = params["head"]["features"]["mix"]
+    assert {name: leaf.shape for name, leaf in mix.items()} == {
+        "weights": (3,),
+        "scale": (),
+    }
+    for weights, scale, shares in (
+        ([0.0, 0.0, 0.0], 1.0, [1 / 3, 1 / 3, 1 / 3]),
+        ([0.0, np.log(2.0), 0.0], 3.0, [0.75, 1.5, 0.75]),
+    ):
+        mix |= {"weights": jnp.float32(weights), "scale": jnp.float32(scale)}
+        output = model.apply(params, batch)
+        layers = [*output["hidden_layers"][:-1], output["hidden"]]
+        mixed = sum(
+            share * np.array(x) for share, x in zip(shares, layers, strict=True)
+        )
+        dense = params["head"]["dense"]
+        np.testing.assert_allclose(
+            output["scores"], mixed @ np.array(dense["kernel"]), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_the_mean_of_a_sequence_is_its_own():
+    model, params, batch = features("elmo", CLASSIFICATION)
+    output = model.apply(params, batch)
+    hidden, kernel = np.array(output["hidden"][0]), params["head"]["dense"]["kernel"]
+    expected = np.stack([hidden[:5].mean(axis=0), hidden[5:9].mean(axis=0)])
+    np.testing.assert_allclose(output["scores"][0], expected @ kernel, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", [TAGGING, CLASSIFICATION], ids=["tokens", "examples"])
+def test_an_lstm_reads_each_sequence_apart(family, spec):
+    """Under the layer stand two LSTMs, whose parameters are the head's."""
+    head = {"layers": "mix", "kind": "lstm", "size": 4}
+    model, params, batch = features(family, spec, **head)
+    assert params["head"]["dense"]["kernel"].shape == (8, 3)
+    assert params["head"]["features"]["lstm"].keys() == {"forward", "backward"}
+    packed = model.apply(params, batch)["scores"]
+    for begin, end, example in ((0, 5, 0), (5, 9, 1)):
+        places = [name for name in batch if name != "readout_positions"]
+        alone = {name: batch[name][:, begin:end] for name in places}
+        alone["segment_ids"] = jnp.ones((1, end - begin), jnp.int32)
+        alone["readout_positions"] = jnp.array([[[0]]])
+        mine = packed[0, begin:end] if spec is TAGGING else packed[0, example]
+        found = model.apply(params, alone)["scores"][0]
+        found = found if spec is TAGGING else found[0]
+        np.testing.assert_allclose(mine, found, rtol=1e-4, atol=1e-5)

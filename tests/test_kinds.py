@@ -31,6 +31,7 @@ from models import heads
 from objectives.span import MASKED_SCORE, within_segments
 from tasks import KINDS, packing, predictions, scores, splits
 from tasks.encoding import joined
+from tests.task_examples import head_of
 from training import parallel
 from training.step import term_means
 
@@ -51,7 +52,7 @@ def tokenizer(tmp_path_factory):
 
 def model_of(kind, family, num_labels):
     spec = kind.head
-    return heads.build(FIELDS[family], spec, num_labels=num_labels, dropout=0.1)
+    return heads.build(FIELDS[family], spec, num_labels=num_labels, head=head_of(0.1))
 
 
 LABELS = {name: {"labels": ("0", "1")} for name in KINDS}

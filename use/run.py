@@ -89,7 +89,7 @@ class Run:
             fields,
             self.kind.head,
             num_labels=len(self.labels),
-            dropout=self.config.head.dropout,
+            head=self.config.head.to_dict(),
         )
 
     @functools.cached_property

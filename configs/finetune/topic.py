@@ -90,7 +90,15 @@ def get_config(arg: str = "") -> ConfigDict:
             "next_sentence_head": False,
         }
     )
-    config.head = ConfigDict({"dropout": 0.1})
+    config.head = ConfigDict(
+        {
+            "dropout": 0.1,
+            "layers": "last",  # or "mix": a learnt mean of all (ELMo)
+            "mix_penalty": 0.001,  # of its squared weights; 1: nearly the plain mean
+            "kind": "linear",  # or "lstm": one in each direction below the layer
+            "size": 256,  # of that
+        }
+    )
     config.objective = ConfigDict(
         {
             "lm_weight": 0.0,  # of the auxiliary language model; GPT-1: 0.5
