@@ -73,17 +73,32 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     embedding = commands.add_parser(
         "embed",
         help="a vector for each text",
-        description="The final hidden states of each text, pooled to one vector: a "
-        "JSON object a line, {place, embedding}, or with --output=NAME.npy a float32 "
-        "array [texts, hidden size], in the order of the texts. What is longer than "
-        "the model's positions is cut.",
+        description="The hidden states of each text, pooled to one vector or token by "
+        "token: a JSON object a line, {place, embedding} and, token by token, pieces. "
+        "The end of --output chooses another form: .npy, one float32 array [texts, "
+        "width] in the order of the texts; .npz, an array a text, 0, 1, ..., and their "
+        "places; .parquet, a row a text. What is longer than the model's positions is "
+        "cut.",
     )
     embedding.add_argument(
         "--pooling",
-        choices=("mean", "first", "last"),
+        choices=("mean", "first", "last", "none"),
         default="mean",
-        help="over all tokens of the text, [CLS] and the like included; or the first "
-        "or last token's [%(default)s]",
+        help="over all tokens of the text, [CLS] and the like included; the first or "
+        "last token's; or none, a vector for each of its pieces [%(default)s]",
+    )
+    embedding.add_argument(
+        "--layer",
+        default="last",
+        help="last, all, a number (0: the embedded tokens), or mix, as a run with "
+        "head.layers=mix has learnt it [%(default)s]",
+    )
+    embedding.add_argument(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="K",
+        help="instead of vectors the K nearest other texts of each",
     )
     embedding.add_argument(
         "--column", default="text", help="of a labelled file [%(default)s]"
@@ -139,9 +154,11 @@ def add_task_command(commands: Any, kind: Kind) -> argparse.ArgumentParser:
 if __name__ == "__main__":  # mistakes in flags and --help need no jax
     errors.check(lambda argv: parse_arguments(argv[1:]))
 
+import contextlib
 import dataclasses
 import json
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -153,6 +170,7 @@ from errors import UserError
 from tasks import glue, lines, predictions
 from tasks.encoding import Task
 from use import Run, embed, fill_mask, generate, open_run, predict
+from use.embedding import Embedded, neighbours
 from use.labelling import gold_report
 
 
@@ -335,36 +353,105 @@ def glue_output(output: str | None, name: str, source: str | None) -> str | None
 
 
 def embed_command(run: Run, arguments: argparse.Namespace) -> None:
-    errors.check_output(arguments.output)
-    texts = [("--text", arguments.text)]
+    output, is_pooled = arguments.output, arguments.pooling != "none"
+    errors.check_output(output)
     if arguments.text is not None and not arguments.text.strip():
         raise UserError("--text has no text: write one")
+    texts: Iterable[tuple[str, str]] = [("--text", arguments.text)]
     if arguments.text is None:
         texts = inputs.read_texts(
             arguments.input, arguments.column, arguments.skip_blank
         )
-    embedded = embed(run, texts, arguments.pooling)
-    if arguments.output is not None and arguments.output.endswith(".npy"):
-        vectors = np.array([vector for _, vector in embedded], np.float32)
-        vectors = vectors.reshape(-1, run.config.model.hidden_size)  # of no texts, too
-        header = np.lib.format.header_data_from_array_1_0(vectors)
-        with cache.new_file(Path(arguments.output)) as file:
-            # Not np.save, which wants a file that it can seek in.
-            np.lib.format.write_array_header_1_0(file, header)
-            file.write(vectors.data)
+    if arguments.neighbours:
+        if not is_pooled or arguments.layer == "all":
+            raise UserError("--neighbours needs one vector a text: --pooling, --layer")
+        write(neighbour_lines(run, texts, arguments), output)
         return
-    write(
-        (
-            json.dumps(
-                {
-                    "place": place,
-                    "embedding": None if np.isnan(vector).all() else vector.tolist(),
-                }
-            )
-            for place, vector in embedded
-        ),
-        arguments.output,
-    )
+    embedded = embed(run, texts, arguments.pooling, arguments.layer)
+    suffix = Path(output or "").suffix
+    if suffix == ".npy":
+        if not is_pooled:
+            raise UserError(f"--output={output}: texts differ in length; write .npz")
+        write_npy(embedded, output)
+    elif suffix == ".npz":
+        write_npz(embedded, output)
+    elif suffix == ".parquet":
+        write_parquet(embedded, output)
+    else:
+        write((json.dumps(described(one, is_pooled)) for one in embedded), output)
+
+
+def described(embedded: Embedded, is_pooled: bool) -> dict[str, Any]:
+    vectors = embedded.vectors
+    is_blank = not embedded.pieces
+    pieces = {} if is_pooled else {"pieces": embedded.pieces}
+    found = None if is_blank else vectors.tolist()
+    return {"place": embedded.place, **pieces, "embedding": found}
+
+
+def neighbour_lines(
+    run: Run, texts: Iterable[tuple[str, str]], arguments: argparse.Namespace
+) -> Iterator[str]:
+    """Each text, and indented below it the nearest others."""
+    given = [*texts]
+    found = embed(run, given, arguments.pooling, arguments.layer)
+    vectors = np.array([one.vectors for one in found], np.float32)
+    if len(vectors) < 2:
+        raise UserError("--neighbours: there is one text; give more, by --input")
+    nearest, nearness = neighbours(vectors, arguments.neighbours)
+    for (_, text), others, values in zip(given, nearest, nearness, strict=True):
+        yield text
+        for other, value in zip(others.tolist(), values.tolist(), strict=True):
+            yield f"  {value:6.3f}  {given[other][1]}"
+
+
+def write_npy(embedded: Iterable[Embedded], output: str) -> None:
+    """All texts in one array, which is held."""
+    vectors = np.array([one.vectors for one in embedded], np.float32)
+    header = np.lib.format.header_data_from_array_1_0(vectors)
+    with cache.new_file(Path(output)) as file:
+        # Not np.save, which wants a file that it can seek in.
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(vectors.data)
+
+
+def write_npz(embedded: Iterable[Embedded], output: str) -> None:
+    """An array a text, written as it comes; one of their places at the end."""
+    places = []
+    with (
+        cache.new_file(Path(output)) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
+
+        def add(name: str, array: np.ndarray) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array))
+
+        for number, one in enumerate(embedded):
+            add(str(number), one.vectors)
+            places.append(one.place)
+        add("places", np.array(places, np.str_))
+
+
+def write_parquet(embedded: Iterable[Embedded], output: str) -> None:
+    """A row a text, written in groups: its place, its pieces, its vectors."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for group in inputs.in_chunks(embedded):
+            kind = pa.float32()
+            for _ in range(group[0].vectors.ndim):
+                kind = pa.list_(kind)
+            vectors = pa.array([one.vectors.tolist() for one in group], kind)
+            columns = {"place": [one.place for one in group]}
+            columns |= {"pieces": [one.pieces for one in group], "embedding": vectors}
+            table = pa.table(columns)
+            if writer is None:
+                file = stack.enter_context(cache.new_file(Path(output)))
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema))
+            writer.write_table(table)
 
 
 if __name__ == "__main__":

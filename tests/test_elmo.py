@@ -209,7 +209,7 @@ def test_a_state_is_of_the_text_that_each_direction_reads_first():
 def test_a_new_word_is_known_by_its_characters(imported):
     """And how long a text is, or what stands beside it, changes nothing."""
     texts = [("1", "wug"), ("2", "wugs are new words , all of them"), ("3", "wug")]
-    first, second, third = (vector for _, vector in embed(imported, texts))
+    first, second, third = (one.vectors for one in embed(imported, texts))
     np.testing.assert_allclose(first, third, rtol=1e-5, atol=1e-6)
     assert np.abs(first - second).max() > 1e-3
     assert first.shape == (6,)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import convert
@@ -413,6 +414,68 @@ def test_blank_lines_have_a_row_or_are_passed_over(runs, capsys, tmp_path):
     assert capsys.readouterr().err == f"{path} holds no text\n"
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_layers_and_single_pieces(runs, name):
+    """All layers are those one by one; pieces are without their frame, which the mean
+    counts; a text's vectors do not depend on its batch."""
+    run = use.open_run(getattr(runs, name))
+    texts = [("1", "the model reads"), ("2", ""), ("3", "a short text and more of it")]
+
+    def embedded(texts, *how):
+        return [*use.embed(run, texts, *how)]
+
+    whole = embedded(texts, "none", "all")
+    layers = run.config.model.num_layers + 1
+    width = run.config.model.hidden_size
+    for (_, text), one in zip(texts, whole, strict=True):
+        (ids,) = run.tokenizer.encode_batch([text])
+        assert one.pieces == [run.tokenizer.pieces[i] for i in ids]
+        assert one.vectors.shape == (layers, len(ids), width)
+    for layer in range(layers):
+        for one, other in zip(embedded(texts, "none", str(layer)), whole, strict=True):
+            np.testing.assert_array_equal(one.vectors, other.vectors[layer])
+    for one, other in zip(embedded(texts, "none"), whole, strict=True):
+        np.testing.assert_array_equal(one.vectors, other.vectors[-1])
+    (alone,) = embedded(texts[:1], "none")
+    np.testing.assert_allclose(alone.vectors, whole[0].vectors[-1], atol=1e-5)
+    (pooled,) = embedded(texts[:1], "mean", "all")
+    assert pooled.vectors.shape == (layers, width)
+    (last,) = embedded(texts[:1], "mean")
+    np.testing.assert_array_equal(pooled.vectors[-1], last.vectors)
+
+
+def test_forms_of_embeddings(runs, capsys, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("the model\na text of more words\n")
+    line = ["embed", f"--workdir={runs.bert}", f"--input={path}", "--pooling=none"]
+    rows = read_json_lines(call(capsys, *line))
+    assert [len(row["pieces"]) == len(row["embedding"]) for row in rows] == [True] * 2
+    call(capsys, *line, f"--output={tmp_path / 'x.npz'}")
+    with np.load(tmp_path / "x.npz") as found:
+        assert found.files == ["0", "1", "places"]
+        assert found["places"].tolist() == [row["place"] for row in rows]
+        for number, row in enumerate(rows):
+            expected = np.float32(row["embedding"])
+            np.testing.assert_array_equal(found[str(number)], expected)
+    call(capsys, *line, f"--output={tmp_path / 'x.parquet'}")
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == rows
+    call(capsys, *line[:3], f"--output={tmp_path / 'y.parquet'}")
+    (first, _) = pq.read_table(tmp_path / "y.parquet")["embedding"].to_pylist()
+    assert first == read_json_lines(call(capsys, *line[:3]))[0]["embedding"]
+
+
+def test_neighbours(runs, capsys, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("the model\na text of more words\nthe model\n")
+    line = ["embed", f"--workdir={runs.bert}", f"--input={path}", "--neighbours=1"]
+    shown = call(capsys, *line).splitlines()
+    assert shown[:2] == ["the model", "   1.000  the model"] == shown[4:]
+    vectors = np.float32([[1, 0], [2, 0.1], [-1, 0], [np.nan, np.nan]])
+    nearest, nearness = embedding.neighbours(vectors, 2)
+    assert nearest[0].tolist() == [1, 3] and nearest[2, 0] == 3
+    np.testing.assert_allclose(nearness[0], [2 / np.hypot(2, 0.1), 0], rtol=1e-6)
+
+
 def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
     bert = use.open_run(runs.bert)
     known, strange = "the [MASK] reads", "모델은 [MASK] 읽는다"
@@ -436,7 +499,7 @@ def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
     line = ["fill_mask", "--workdir", runs.bert, "--top=2", f"--text={asked}"]
     shown = "   ".join(f"{word} {share:.3f}" for word, share in (best, second))
     assert call(capsys, *line) == f"{asked}\n  [MASK]: {shown}\n"
-    ((place, vector),) = use.embed(bert, [("a place", asked)], "first")
+    ((place, _, vector),) = use.embed(bert, [("a place", asked)], "first")
     line = ["embed", "--workdir", runs.bert, "--pooling=first", f"--text={asked}"]
     (printed,) = read_json_lines(call(capsys, *line))
     assert place == "a place" and printed["embedding"] == vector.tolist()
@@ -465,7 +528,7 @@ def test_an_imported_run_is_used(case, commands, tmp_path):
     convert.import_model(str(ROOT / "tests/golden" / case), tmp_path / "run")
     run = use.open_run(tmp_path / "run")
     assert run.commands == commands
-    ((_, vector),) = use.embed(run, [("x", "the run")])
+    ((_, _, vector),) = use.embed(run, [("x", "the run")])
     assert np.isfinite(vector).all() and vector.any()
     if case == "gpt2":
         assert len(use.generate(run, "the", max_tokens=3)) == 1
@@ -889,6 +952,9 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
         ),
         ("bert", ["embed", "--text= "], "--text has no text"),
         ("bert", ["embed", "--text="], "--text has no text"),
+        ("bert", ["embed", "--text=a", "--layer=9"], "from 0, the embedded tokens, to"),
+        ("bert", ["embed", "--text=a", "--layer=mix"], "has learnt no mix of its lay"),
+        ("bert", ["embed", "--text=a", "--neighbours=1"], "there is one text; give"),
         ("bert", ["fill_mask", "--text="], r"no \[MASK\] in ''"),
         ("bert", ["fill_mask", "--text=[MASK]", "--top=0"], "--top=0 must be at least"),
         ("bert", ["embed", "--text=a", "--output=no/x.npy"], r"no folder .*no: make"),
