@@ -7,6 +7,7 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import convert
@@ -24,6 +25,7 @@ from models.elmo import continues
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.sampled_softmax import sampled_cross_entropy
 from pretraining import bidirectional_lm
+from training.optimizers import assign_groups, make_optimizer, parse_groups
 from use.embedding import embed
 
 OPTIONS = {
@@ -461,3 +463,26 @@ def test_sides_see_only_their_own(imported):
     np.testing.assert_array_equal(one[4:, width:], other[4:, width:])
     assert np.abs(one[3] - other[3]).min() > 0
     assert np.abs(one[4:, :width] - other[4:, :width]).max() > 0
+
+
+def test_the_optimizer_is_that_of_the_release():
+    """bilm-tf's Adagrad, with sums from 1, of 20 times the loss cut at a norm of 10."""
+    optim = elmo.get_config().optim
+    start, generator = {"w": jnp.float32([1.0, -2.0])}, np.random.default_rng(0)
+    groups = assign_groups(
+        start, parse_groups(optim.groups), weight_decay=0.0, no_decay=()
+    )
+    schedule = {"schedule": "constant", "learning_rate": 0.2, "end_learning_rate": 0.2}
+    schedule |= {"warmup_steps": 0, "total_steps": 9}
+    named = {name: optim[name] for name in ("b1", "b2", "epsilon", "clip_norm", "adam")}
+    optimizer = make_optimizer(groups, schedule, **named)
+    state, params, sums, expected = optimizer.init(start), start, 1.0, start["w"]
+    for size in (0.1, 3.0, 0.5):
+        gradient = generator.normal(0, size, 2).astype(np.float32)
+        updates, state = optimizer.update({"w": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        scaled = 20 * gradient
+        scaled *= min(1, 10 / np.linalg.norm(scaled))
+        sums = sums + scaled**2
+        expected = expected - 0.2 * scaled / np.sqrt(sums)
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-5)
