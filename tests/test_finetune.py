@@ -31,15 +31,6 @@ from training.checkpoints import load_params, take_weights
 from training.metrics import MetricsWriter, read_metrics
 from training.step import term_means
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run once; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 WORDS = "the model reads a short text and learns which word may follow it".split()
 SIZES = {
     "vocab_size": 64,

@@ -19,15 +19,6 @@ from models.foreword import Foreword, Near, angles, rotated
 from models.gpt import Gpt
 from models.transformer import ACTIVATIONS, REMAT, Block, logits
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run once; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 LENGTH = 8
 TINY_SIZES = {
     "vocab_size": 50,

@@ -25,14 +25,6 @@ from training.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These runs take a few steps; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Sixty documents of several sentences of uneven length, and a cache."""
@@ -269,7 +261,7 @@ def command(folder, workdir):
     ]
 
 
-ALONE = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+ALONE = {"XLA_FLAGS": ""}
 
 
 def start(folder, workdir):
