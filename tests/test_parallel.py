@@ -250,7 +250,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2"),
     }
     processes = [
         subprocess.Popen(

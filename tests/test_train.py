@@ -261,7 +261,7 @@ def command(folder, workdir):
     ]
 
 
-ALONE = {"XLA_FLAGS": ""}
+ALONE = {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
 
 
 def start(folder, workdir):
