@@ -67,6 +67,7 @@ def pretraining(name):
     config = (bert_mini if name == "bert" else gpt_mini).get_config("tiny")
     config.data.update(corpus="corpus.txt", heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
+    config.model.num_layers = 1
     if "family" in name:
         use_the_family(config)
     if "way" in name:

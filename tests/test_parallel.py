@@ -236,6 +236,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
         f"--config.data.corpus={tmp_path / 'corpus.txt'}",
         "--config.data.heldout_fraction=0.3",
         "--config.data.tokenizer.vocab_size=300",
+        "--config.model.num_layers=1",
         "--config.optim.eval_every_steps=100",
         "--config.run.log_every_steps=1",
         f"--workdir={tmp_path / 'two'}",
