@@ -1,17 +1,25 @@
 """Eight CPU devices, shapes checked at run time, no silent rank promotion; programs
-that are compiled once, for all tests and the processes that they start."""
+and bytecode that are compiled once, for all tests and the processes that they start."""
 
 import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+if version("jaxlib").startswith("0.10."):  # others may end at a flag they do not know
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
-COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "xla"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+CACHE = Path(__file__).parent.parent / ".pytest_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Nearly all the time is XLA's, here and at the flag above: programs are not optimized.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # half of a process's start
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(CACHE / "bytecode")
+    sys.dont_write_bytecode = False
 
 from jaxtyping import install_import_hook
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -60,14 +59,6 @@ def snapshot():
         }
         for setting, values in found.items()
     }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run once; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def parse(*arguments, command="train.py"):

@@ -19,15 +19,6 @@ from errors import UserError
 from models.transformer import logits, padded_size
 from objectives.cross_entropy import weighted_cross_entropy
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run once; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 FAMILIES = [*models.FAMILIES]
 CONFIGS = {
     "bert": bert_base.get_config,

@@ -168,7 +168,7 @@ def test_a_signal_that_is_repeated_at_once_is_one_wish():
         again.join()
         assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # at once, in this thread
 
 
 def test_what_a_killed_save_left_is_removed_by_the_writer_alone(tmp_path):

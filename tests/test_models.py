@@ -19,15 +19,6 @@ from models.foreword import Foreword, Near, angles, rotated
 from models.gpt import Gpt
 from models.transformer import ACTIVATIONS, REMAT, Block, logits
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These programs run once; compiling them takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 LENGTH = 8
 TINY_SIZES = {
     "vocab_size": 50,
@@ -1024,10 +1015,10 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("family", [*models.FAMILIES])
 def test_recomputing_changes_memory_not_gradients(family, capsys):
     minis = {"bert": bert_mini, "gpt": gpt_mini, "foreword": foreword_masked}
-    minis["elmo"] = elmo_mini
+    minis |= {"elmo": elmo_mini}
     fields = minis[family].get_config("tiny").model
     dropouts = dict.fromkeys(models.FAMILIES[family].dropouts, 0.2)
-    fields = fields.to_dict() | dropouts | {"precision": "float32"}
+    fields = fields.to_dict() | dropouts | {"precision": "float32", "num_layers": 1}
     tokens = jnp.arange(16).reshape(2, 8)
     batch = {"tokens": tokens}
     if family == "elmo":

@@ -48,7 +48,6 @@ def house(tmp_path_factory):
     }
     for name, lines in rows.items():
         (folder / name).write_text("\n".join(["text\tlabel", *lines]) + "\n")
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.FAMILIES, "running_mean", running_mean.FAMILY)
         patch.setitem(PRETRAININGS, "skip_lm", skip_lm.PRETRAINING)
@@ -57,7 +56,6 @@ def house(tmp_path_factory):
         patch.setenv("FOREWORD_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def use_the_family(config):
@@ -69,6 +67,7 @@ def pretraining(name):
     config = (bert_mini if name == "bert" else gpt_mini).get_config("tiny")
     config.data.update(corpus="corpus.txt", heldout_fraction=0.3)
     config.data.tokenizer.vocab_size = 300
+    config.model.num_layers = 1
     if "family" in name:
         use_the_family(config)
     if "way" in name:

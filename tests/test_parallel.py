@@ -21,8 +21,6 @@ from training.checkpoints import Checkpoints, load_params
 from training.metrics import read_metrics
 
 ROWS, LENGTH, STEPS = 16, 16, 3
-# Nothing here is about speed: XLA need not optimize.
-pytestmark = pytest.mark.usefixtures("unoptimized")
 LAYOUTS = {
     "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": -1},
@@ -93,14 +91,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def unoptimized():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def one_device(unoptimized):
+def one_device():
     """Of each model the losses and the parameters."""
     found = {}
     for name in ("gpt_mini", "bert_mini"):
@@ -245,6 +236,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
         f"--config.data.corpus={tmp_path / 'corpus.txt'}",
         "--config.data.heldout_fraction=0.3",
         "--config.data.tokenizer.vocab_size=300",
+        "--config.model.num_layers=1",
         "--config.optim.eval_every_steps=100",
         "--config.run.log_every_steps=1",
         f"--workdir={tmp_path / 'two'}",
@@ -259,8 +251,7 @@ def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch)
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=2"),
     }
     processes = [
         subprocess.Popen(

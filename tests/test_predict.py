@@ -34,14 +34,6 @@ from use import embedding, filling, generation, sampling, unmasking
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all the time here is XLA's; what it computes stays the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A tiny GPT and a tiny BERT trained for two steps on forty documents."""

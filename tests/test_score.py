@@ -37,13 +37,10 @@ BAD = ["the cafe run, run", "unaffables", "a world naive", "ll is running 1", "T
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Nearly all the time here is XLA's; what it computes stays the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
     patch = pytest.MonkeyPatch()
     patch.setattr(measured, "RESAMPLES", 100)
     yield
     patch.undo()
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
