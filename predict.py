@@ -12,6 +12,8 @@
         --answers="wet"
     python predict.py embed      --workdir=runs/bert_mini --input=new.txt
         --output=new.npy
+    python predict.py inspect    --workdir=runs/bert_mini --text="The end of a list"
+        --output=page.html
     python predict.py classify   --workdir=runs/glue_rte --input=tfds:glue/rte@test
         --format=glue --output=submission/
 
@@ -104,7 +106,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--column", default="text", help="of a labelled file [%(default)s]"
     )
 
-    embedding.add_argument("--workdir", required=True, help="any run")
+    inspecting = commands.add_parser(
+        "inspect",
+        help="a page to look at: attention, expected words, layers",
+        description="What the model makes of one text: attention by layer and head, "
+        "the words that it expects at each place, the mix of layers that a task has "
+        "learnt. One HTML file that needs nothing else, or a PNG, or JSON, by the end "
+        "of --output.",
+    )
+    inspecting.add_argument("--text", required=True, help="one text")
+    inspecting.add_argument("--output", required=True, help="NAME.html, .png or .json")
+
+    for command in (embedding, inspecting):
+        command.add_argument("--workdir", required=True, help="any run")
     for command in (generation, filling):
         command.add_argument("--workdir", required=True, help="a run of train.py")
     for command in (*tuned, embedding):
@@ -171,6 +185,7 @@ from tasks import glue, lines, predictions
 from tasks.encoding import Task
 from use import Run, embed, fill_mask, generate, open_run, predict
 from use.embedding import Embedded, neighbours
+from use.inspection import inspect, page, picture
 from use.labelling import gold_report
 
 
@@ -180,7 +195,7 @@ def main(argv: list[str]) -> int:
     run.check(arguments.command)
     commands = dict.fromkeys((kind.command for kind in KINDS.values()), task_command)
     commands |= {"generate": generate_command, "fill_mask": fill_mask_command}
-    commands["embed"] = embed_command
+    commands |= {"embed": embed_command, "inspect": inspect_command}
     commands[arguments.command](run, arguments)
     return 0
 
@@ -379,6 +394,21 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
         write_parquet(embedded, output)
     else:
         write((json.dumps(described(one, is_pooled)) for one in embedded), output)
+
+
+def inspect_command(run: Run, arguments: argparse.Namespace) -> None:
+    errors.check_output(arguments.output)
+    target, forms = Path(arguments.output), (".html", ".png", ".json")
+    if target.suffix not in forms:
+        raise UserError(f"--output={target}: its name must end in {' or '.join(forms)}")
+    found = inspect(run, arguments.text)
+    with cache.new_file(target) as file:
+        if target.suffix == ".png":
+            picture(found, file)
+        else:
+            text = page(found) if target.suffix == ".html" else json.dumps(found)
+            file.write(text.encode())
+    print(f"{target}: open it in a browser" if target.suffix == ".html" else target)
 
 
 def described(embedded: Embedded, is_pooled: bool) -> dict[str, Any]:

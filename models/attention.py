@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
+INSPECTED = "inspected"  # collection of attention weights, for who wants to see them
 KeyValues = dict[str, Array]  # "key", "value" [B, S, H, K], and what a family adds
 
 
@@ -213,6 +214,23 @@ def plain_attention(
     return (output / total).astype(value.dtype)
 
 
+def show_weights(
+    module: nn.Module,
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B S H K"],
+    mask: Mask,
+) -> None:
+    """Leaves a module's attention weights [B, H, T, S] in `INSPECTED`, where that is
+    asked for; else nothing is computed."""
+    if module.is_initializing() or not module.is_mutable_collection(INSPECTED):
+        return
+    scores = jnp.einsum("bthk,bshk->bhts", query, key).astype(jnp.float32)
+    is_seen = mask.dense(query.shape[1], key.shape[1])
+    scores = scores / math.sqrt(query.shape[-1])
+    weights = jax.nn.softmax(scores, axis=-1, where=is_seen)
+    module.sow(INSPECTED, "weights", jnp.where(is_seen, weights, 0))
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with biases; its width need not be H * K = D."""
 
@@ -251,6 +269,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             cache = extended(cache, mask.start, key, value)
             key, value = cache["key"], cache["value"]
+        show_weights(self, query, key, mask)
         attended = attention(
             query,
             key,

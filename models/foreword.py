@@ -26,6 +26,7 @@ from models.attention import (
     dropout,
     empty_cache,
     extended,
+    show_weights,
 )
 from models.family import Family, TextFrame
 from models.transformer import (
@@ -170,6 +171,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = extended(cache, mask.start, key, value)
             key, value = cache["key"], cache["value"]
+        show_weights(self, query, key, mask)
         attended = attention(
             query,
             key,

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models.attention import (
+    INSPECTED,
     Mask,
     attention,
     dropout,
     fused_attention,
     plain_attention,
     random_bits,
+    show_weights,
 )
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 6, 3, 4
@@ -71,6 +74,29 @@ def test_agrees_with_jax_nn(dtype, tolerance):
     np.testing.assert_allclose(
         ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=tolerance
     )
+
+
+class Shown(nn.Module):
+    """A module that may show its weights."""
+
+    @nn.compact
+    def __call__(self, query, key, mask):
+        show_weights(self, query, key, mask)
+        return query
+
+
+def test_weights_that_are_shown_are_those_of_attention():
+    """A padded query reads nothing; without who asks there is nothing."""
+    query, key, value = projections()
+    mask = packed([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], causal=True)
+    _, seen = Shown().apply({}, query, key, mask, mutable=[INSPECTED])
+    (weights,) = seen[INSPECTED]["weights"]
+    mixed = jnp.einsum("bhts,bshk->bthk", weights, value)
+    np.testing.assert_allclose(
+        mixed, attention(query, key, value, mask), rtol=1e-5, atol=1e-6
+    )
+    assert not weights[0, :, 5].any()
+    assert Shown().init(jax.random.key(0), query, key, mask) == {}
 
 
 def test_gradients_agree_with_jax_nn():

@@ -1,6 +1,7 @@
 """Using a run: sampling rules, the cache, filling masks, tasks, vectors, mistakes."""
 
 import functools
+import html
 import io
 import json
 import os
@@ -29,7 +30,15 @@ from data import cache, inputs, labelled, tokenizer_training, tokenizers
 from data.labelled import Record
 from errors import UserError
 from models.transformer import logits
-from use import embedding, filling, generation, sampling, unmasking
+from use import (
+    embedding,
+    filling,
+    generation,
+    inspection,
+    sampling,
+    scoring,
+    unmasking,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -468,6 +477,81 @@ def test_neighbours(runs, capsys, tmp_path):
     np.testing.assert_allclose(nearness[0], [2 / np.hypot(2, 0.1), 0], rtol=1e-6)
 
 
+TEXT = "the model reads a short text"
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_what_is_inspected_is_what_the_model_does(runs, name):
+    """The words are those of fill_mask, or those that scoring counts."""
+    run = use.open_run(getattr(runs, name))
+    found = inspection.inspect(run, TEXT)
+    tokens, fields = found["tokens"], run.config.model
+    shape = (fields.num_layers, fields.num_heads, len(tokens), len(tokens))
+    attention = np.array(found["attention"])
+    assert attention.shape == shape
+    np.testing.assert_allclose(attention.sum(axis=-1), 1, atol=1e-3)
+    is_later = np.triu(np.ones(shape[2:], bool), 1)
+    assert bool(attention[..., is_later].any()) == (name == "bert")
+    own = [one and one["probability"] for one in found["expected"]]
+    if name == "bert":
+        assert found["expects"] == "masked" and own[0] is None is own[-1]
+        asked = TEXT.replace("short", "[MASK]")
+        ((best, *_),) = use.fill_mask(run, asked, top=5)
+        place = tokens.index("short") if "short" in tokens else None
+        if place is not None:
+            assert found["expected"][place]["best"][0] == [
+                best[0],
+                pytest.approx(best[1]),
+            ]
+    else:
+        assert found["expects"] == "causal" and own[0] is None
+        (text,) = scoring.whole_texts(run, "causal", [TEXT], ["x"])
+        scores = scoring.log_probabilities(run, "causal", [text])
+        np.testing.assert_allclose(np.log(own[1:]).sum(), scores.sums[0], rtol=1e-4)
+    assert found["mix"] == []
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_page_is_opened_and_clicked(runs, capsys, tmp_path):
+    """A click on a word, a layer, a head: what a browser shows then."""
+    path = tmp_path / "page.html"
+    line = ["inspect", "--workdir", runs.bert, f"--text={TEXT} </script>"]
+    assert "open it in a browser" in call(capsys, *line, f"--output={path}")
+    found = inspection.inspect(use.open_run(runs.bert), f"{TEXT} </script>")
+    clicks = "document.querySelectorAll('.token')[3].click();"
+    clicks += "document.querySelectorAll('#layers button')[1].click();"
+    clicks += "document.querySelectorAll('#grid canvas')[1].click();"
+    page = path.read_text()
+    assert "http" not in page.replace(str(runs.bert), "")
+    path.write_text(page.replace("</body>", f"<script>{clicks}</script></body>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    shown = subprocess.run(
+        [*command, path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    buttons = re.findall(r'<button class="token([^"]*)"[^>]*>([^<]*)</button>', shown)
+    assert [html.unescape(text) for _, text in buttons] == found["tokens"]
+    assert [i for i, (kind, _) in enumerate(buttons) if "chosen" in kind] == [3]
+    best, share = found["expected"][3]["best"][0]
+    bars = shown.split('<div id="bars">')[1]
+    assert f">{html.escape(best, quote=False)}</span>" in bars.split("</div>")[0]
+    percent = f"{100 * share:.{1 if share >= 0.1 else 2}f} %"
+    assert percent in bars.split("</div>")[0]
+    chosen = re.findall(r'<button class="pick on"[^>]*data-value="(-?\d+)"', shown)
+    assert chosen == ["0", "1"]  # the head of the grid: layer 0, head 1
+
+
+def test_a_picture_of_a_text(runs, capsys, tmp_path):
+    for name in ("bert", "gpt"):
+        path = tmp_path / f"{name}.png"
+        line = ["inspect", "--workdir", getattr(runs, name), f"--text={TEXT}"]
+        call(capsys, *line, f"--output={path}")
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
     bert = use.open_run(runs.bert)
     known, strange = "the [MASK] reads", "모델은 [MASK] 읽는다"
@@ -496,9 +580,9 @@ def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
     (printed,) = read_json_lines(call(capsys, *line))
     assert place == "a place" and printed["embedding"] == vector.tolist()
     for run, command, others in (
-        (gpt, "fill_mask", "generate or embed"),
-        (bert, "generate", "fill_mask or embed"),
-        (bert, "classify", "fill_mask or embed"),
+        (gpt, "fill_mask", "generate or embed or inspect"),
+        (bert, "generate", "fill_mask or embed or inspect"),
+        (bert, "classify", "fill_mask or embed or inspect"),
     ):
         with pytest.raises(UserError, match=f"{command} is not for .*py {others}, or"):
             run.check(command)
@@ -511,9 +595,9 @@ def test_functions_give_what_the_commands_print(runs, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("case", "commands"),
     [
-        ("gpt2", ("generate", "embed")),
-        ("bert_erf", ("fill_mask", "embed")),
-        ("bert_tagging", ("tag", "embed")),
+        ("gpt2", ("generate", "embed", "inspect")),
+        ("bert_erf", ("fill_mask", "embed", "inspect")),
+        ("bert_tagging", ("tag", "embed", "inspect")),
     ],
 )
 def test_an_imported_run_is_used(case, commands, tmp_path):
@@ -739,7 +823,7 @@ LINES = {
 
 def test_a_function_predicts_what_the_command_prints(tuned, capsys):
     run = use.open_run(str(tuned.run))
-    assert run.commands == (tuned.command, "embed")
+    assert run.commands == (tuned.command, "embed", "inspect")
     predicted = use.predict(run, labelled.read(tuned.test))
     line = [tuned.command, "--workdir", tuned.run, "--input", tuned.test]
     printed = read_json_lines(call(capsys, *line, "--format=jsonl"))
@@ -943,6 +1027,13 @@ def test_vectors_go_through_a_pipe(runs, capsys, tmp_path):
             "classify is not for .*predict.py fill_mask",
         ),
         ("bert", ["embed", "--text= "], "--text has no text"),
+        ("bert", ["inspect", "--text= ", "--output=x.html"], "--text has no text"),
+        (
+            "bert",
+            ["inspect", "--text=a", "--output=x.pdf"],
+            "must end in .html or",
+        ),
+        ("bert", ["inspect", f"--text={'a ' * 200}", "--output=x.png"], "can be shown"),
         ("bert", ["embed", "--text="], "--text has no text"),
         ("bert", ["embed", "--text=a", "--layer=9"], "from 0, the embedded tokens, to"),
         ("bert", ["embed", "--text=a", "--layer=mix"], "has learnt no mix of its lay"),

@@ -69,7 +69,7 @@ class Run:
     def commands(self) -> tuple[str, ...]:
         """What predict.py can do with it."""
         own = self.way.commands if self.task is None else (self.kind.command,)
-        return (*own, "embed")
+        return (*own, "embed", "inspect")
 
     @functools.cached_property
     def params(self) -> Any:
@@ -120,7 +120,7 @@ class Run:
     def count_unpredictable(self, pieces: Integer[np.ndarray, " N"]) -> int:
         """Of the pieces of a text those that it can only predict as unknown."""
         unknown, _ = count_pieces(self.tokenizer, pieces)
-        return unknown + np.count_nonzero(pieces >= self.config.model.vocab_size)
+        return unknown + int((pieces >= self.config.model.vocab_size).sum())
 
     def tell_unknown(self, unknown: int, pieces: int) -> None:
         """Says on stderr where many of the pieces of its texts are unknown to it."""
