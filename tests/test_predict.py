@@ -519,7 +519,7 @@ def test_the_page_is_opened_and_clicked(runs, capsys, tmp_path):
     assert "open it in a browser" in call(capsys, *line, f"--output={path}")
     found = inspection.inspect(use.open_run(runs.bert), f"{TEXT} </script>")
     clicks = "document.querySelectorAll('.token')[3].click();"
-    clicks += "document.querySelectorAll('#layers button')[1].click();"
+    clicks += "document.querySelector('#layers button:last-child').click();"
     clicks += "document.querySelectorAll('#grid canvas')[1].click();"
     page = path.read_text()
     assert "http" not in page.replace(str(runs.bert), "")

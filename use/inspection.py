@@ -18,7 +18,7 @@ from models.attention import INSPECTED
 from models.transformer import logits
 from use.embedding import text_frame
 from use.run import Run
-from use.scoring import WAYS, fields_for
+from use.scoring import WAYS, fields_for, never_meant
 
 PAGE = Path(__file__).with_name("inspection.html")
 CANDIDATES = 5
@@ -144,7 +144,10 @@ def word_probabilities(
 
     found = np.asarray(probabilities(run.params, read, jnp.asarray(places)))
     words = min(run.config.model.vocab_size, run.tokenizer.vocab_size)
-    return found.reshape(-1, found.shape[-1])[:, :words]
+    meant = np.delete(np.arange(words), never_meant(run))
+    shares = np.zeros((places.size, words), found.dtype)
+    shares[:, meant] = found.reshape(places.size, -1)[:, meant]
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def mix_shares(run: Run) -> list[float]:
