@@ -143,11 +143,10 @@ def word_probabilities(
         return jax.nn.softmax(logits(prediction._replace(states=states)), axis=-1)
 
     found = np.asarray(probabilities(run.params, read, jnp.asarray(places)))
-    words = min(run.config.model.vocab_size, run.tokenizer.vocab_size)
-    meant = np.delete(np.arange(words), never_meant(run))
-    shares = np.zeros((places.size, words), found.dtype)
-    shares[:, meant] = found.reshape(places.size, -1)[:, meant]
-    return shares / shares.sum(axis=1, keepdims=True)
+    shares = found.reshape(places.size, -1).copy()
+    shares[:, never_meant(run)] = 0
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares[:, : min(run.config.model.vocab_size, run.tokenizer.vocab_size)]
 
 
 def mix_shares(run: Run) -> list[float]:
