@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -187,7 +188,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         tuple(
             windows.training_batches(
                 of_phase(phase),
-                batch_size=phase.config.data.batch_size,
+                batch_size=rows_of(phase.config),
                 seed=phase.seed,
                 visits_before=phase.visits,
                 host_index=index,
@@ -199,6 +200,12 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     )
 
 
+def rows_of(config: ConfigDict) -> windows.Rows:
+    """Of a batch of a config, or of each batch in it."""
+    way = way_of(config.objective.name)
+    return way.rows(config.objective, config.data.batch_size)
+
+
 def heldout_batches(
     config: ConfigDict, tokenizer: Tokenizer, heldout: Shards, index: int, count: int
 ) -> dict[str, Any]:
@@ -208,18 +215,19 @@ def heldout_batches(
     length = settings.sequence_length
     inputs = models.family_of(config.model).inputs
     reads = spelling.reader(tokenizer, inputs, config.model)
-    asked = {"loss": way.examples(config.objective, tokenizer, length)}
+    examples_of = way.examples(config.objective, tokenizer, length)
+    asked = {"loss": (examples_of, rows_of(config))}
     for name, measure in way.measures.items():
-        asked[name] = measure.examples(tokenizer, length)
+        asked[name] = (measure.examples(tokenizer, length), settings.batch_size)
     return {
         name: windows.evaluation_batches(
             examples_of(heldout),
-            batch_size=settings.batch_size,
+            batch_size=rows,
             most=-(-settings.heldout_tokens // length),
             host_index=index,
             host_count=count,
         ).map(reads)
-        for name, examples_of in asked.items()
+        for name, (examples_of, rows) in asked.items()
     }
 
 
@@ -249,7 +257,7 @@ def check_batch_size(phase: Phase, mesh: Mesh) -> None:
     """Raises UserError unless the devices can share the batches of a phase."""
     micro_batches = max(1, phase.config.run.micro_batches)
     try:
-        parallel.check_batch_size(phase.config.data.batch_size, mesh, micro_batches)
+        parallel.check_batch_size(rows_of(phase.config), mesh, micro_batches)
     except UserError as error:
         if not phase.first:
             raise
@@ -277,7 +285,8 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     course, optim, run = course_of(config), config.optim, config.run
     way, family = way_of(config.objective.name), models.family_of(config.model)
     model = models.build(config.model, run.remat, run.fused_attention)
-    batch = data.batches[0][0]
+    # Of several batches in one any will do: the weights are the same.
+    batch = next(iter(windows.by_name(data.batches[0][0]).values()))
     params = runs.shapes_of(model, batch)
     plan = runs.make_plan(
         params,
@@ -297,20 +306,21 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
 
     sizes = parameter_sizes(params)
 
-    def feed(phase: Phase, batches: Any) -> Feed:
-        return Feed(batches, phase.config.data.batch_size, is_whole=False)
+    def feed(rows: windows.Rows, batches: Any) -> Feed:
+        return Feed(batches, rows, is_whole=False)
 
-    def evaluation(name: str, terms: Any) -> Evaluation:
+    def evaluation(name: str, rows: windows.Rows, terms: Any) -> Evaluation:
         return Evaluation(
-            feed(course.phases[-1], data.heldout_batches[name]),
+            feed(rows, data.heldout_batches[name]),
             lambda params, part: (terms(params, part, None), ()),
         )
 
-    held_out = {"loss": evaluation("loss", plan.loss_terms)}
+    last = course.phases[-1].config
+    held_out = {"loss": evaluation("loss", rows_of(last), plan.loss_terms)}
     for name, measured in way.measures.items():
         terms = measured.loss_terms(config.objective, model, run.logit_chunks)
         terms = parallel.gathering(terms, plan.state.params, mesh)
-        held_out[name] = evaluation(name, terms)
+        held_out[name] = evaluation(name, last.data.batch_size, terms)
     return Job(
         run=run,
         seed=config.seed,
@@ -318,7 +328,7 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         phases=tuple(
             runs.Phase(
                 phase.first,
-                feed(phase, batches),
+                feed(rows_of(phase.config), batches),
                 flops_of_an_update(phase.config, sizes),
             )
             for phase, batches in zip(course.phases, data.batches, strict=True)
@@ -340,9 +350,14 @@ def flops_of_an_update(config: ConfigDict, sizes: Mapping[str, int]) -> float:
     ones."""
     way, family = way_of(config.objective.name), models.family_of(config.model)
     length = config.data.sequence_length
+
+    def forward(rows: int, predicted: int) -> float:
+        of_token = family.forward_flops(config.model, sizes, length, predicted)
+        return of_token * rows * length
+
     predicted = way.predicted(config.objective, length)
-    forward = family.forward_flops(config.model, sizes, length, predicted)
-    return 3 * forward * config.data.batch_size * length
+    found = jax.tree.map(forward, rows_of(config), predicted)
+    return 3 * sum(jax.tree.leaves(found))
 
 
 def fresh_params(
@@ -417,10 +432,11 @@ def describe(
     """Prints what is about to be trained, on what, and the lines to beat."""
     count = models.count(job.plan.state.params, config.model)
     if first < job.total_steps:
-        batch = job.batch(first)
-        shown = windows.describe(batch, data.tokenizer, rows=1)
-        print(f"update {first}, {windows.glimpse(shown)}")
-        print(f"in its batch {windows.predicted(batch)}")
+        for name, batch in windows.by_name(job.batch(first)).items():
+            of = f"{name} " if name else ""
+            shown = windows.describe(batch, data.tokenizer, rows=1)
+            print(f"update {first}, {of}{windows.glimpse(shown)}")
+            print(f"in its {of}batch {windows.predicted(batch)}")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )

@@ -15,7 +15,7 @@ from errors import UserError
 # Of the order of examples and of all that is drawn for them; a run keeps to one.
 VERSION = 2
 # What is drawn, so that no two draw the same.
-ORDER, VISITS, LENGTHS, CUTS, MASKS, PHASES, HIDDEN = range(7)
+ORDER, VISITS, LENGTHS, CUTS, MASKS, PHASES, HIDDEN, PARTS = range(8)
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -8,12 +8,13 @@ else, and any number of hosts sees the same global batches.
 Arrays of a batch: `tokens [B, T]`; `segment_ids [B, T]` (1, 2, .. for the documents
 packed into the row, 0 for padding); `positions [B, T]`; where texts have two sides,
 `token_types [B, T]`; and what is to be predicted: `targets` and `weights` at `[B, T]`,
-or at `[B, P]` with `predict_positions [B, P]`.
+or at `[B, P]` with `predict_positions [B, P]`. Where a step trains in several ways, a
+batch is a dict of such batches, each with rows of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer, Shaped
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, Shaped[np.ndarray, "B ..."]]
+Rows = int | Mapping[str, int]  # of a batch, or of each batch in it
 
 MAX_STEPS = 2**31 - 1
 # Fixed, not the run's seed: every run is evaluated on the same masks.
@@ -75,9 +77,9 @@ class Examples(Protocol):
 
 
 def training_batches(
-    examples: Examples,
+    examples: Examples | Mapping[str, Examples],
     *,
-    batch_size: int,
+    batch_size: Rows,
     seed: int,
     visits_before: int = 0,
     host_index: int = 0,
@@ -89,12 +91,30 @@ def training_batches(
     anew in each epoch, and draws by (seed, v). Hosts take consecutive rows, so joined
     in order they give the batch of a single host. Steps are counted from the first one
     with batches of this size, and `visits_before` are those of the steps before it.
+
+    Each batch in a batch has its own examples, its share of the visits before, and an
+    order and draws of its own, by (seed, its number).
     """
     import grain  # and with it jax, which preparing needs not
 
-    mine = _rows_of_host(batch_size, host_index, host_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} is not between 0 and 2**32 - 1.")
+    if isinstance(batch_size, Mapping):
+        numbers, total = np.arange(len(batch_size)), sum(batch_size.values())
+        seeds = draws.starts_of(draws.PARTS, seed, rows=numbers) % np.uint64(2**32)
+        parts = {
+            name: training_batches(
+                examples[name],
+                batch_size=rows,
+                seed=int(own_seed),
+                visits_before=visits_before * rows // total,
+                host_index=host_index,
+                host_count=host_count,
+            )
+            for (name, rows), own_seed in zip(batch_size.items(), seeds, strict=True)
+        }
+        return _together(parts, MAX_STEPS)
+    mine = _rows_of_host(batch_size, host_index, host_count)
     count = len(examples)
 
     def batch(step: int) -> Batch:
@@ -108,21 +128,36 @@ def training_batches(
 
 
 def evaluation_batches(
-    examples: Examples,
+    examples: Examples | Mapping[str, Examples],
     *,
-    batch_size: int,
+    batch_size: Rows,
     most: int = 0,
+    fewest: int = 0,
     host_index: int = 0,
     host_count: int = 1,
 ) -> "grain.MapDataset":
     """Every example once, in order, or of more than `most` so many evenly apart; the
-    last batch is filled with rows of weight 0.
+    last batch is filled with rows of weight 0, and `fewest` batches are made of such.
 
     What is drawn depends on the example alone, so sums over all batches do not depend
-    on the batch size.
+    on the batch size, nor those of a batch in them on the others.
     """
     import grain
 
+    if isinstance(batch_size, Mapping):
+
+        def part(name: str, fewest: int) -> "grain.MapDataset":
+            return evaluation_batches(
+                examples[name],
+                batch_size=batch_size[name],
+                most=most,
+                fewest=fewest,
+                host_index=host_index,
+                host_count=host_count,
+            )
+
+        steps = max(len(part(name, fewest)) for name in batch_size)
+        return _together({name: part(name, steps) for name in batch_size}, steps)
     mine = _rows_of_host(batch_size, host_index, host_count)
     total = len(examples)
     count = min(total, most) if most else total
@@ -137,16 +172,33 @@ def evaluation_batches(
             array[rows >= count] = 0
         return made
 
-    return grain.MapDataset.range(-(-count // batch_size)).map(batch)
+    return grain.MapDataset.range(max(fewest, -(-count // batch_size))).map(batch)
+
+
+def _together(parts: Mapping[str, "grain.MapDataset"], steps: int) -> Any:
+    """Batches that hold those of the parts."""
+    import grain
+
+    return grain.MapDataset.range(steps).map(
+        lambda step: {name: part[step] for name, part in parts.items()}
+    )
+
+
+def by_name(batch: Batch | dict[str, Batch]) -> dict[str, Batch]:
+    """The batches in a batch; one that holds none itself, as ""."""
+    inner = {name: part for name, part in batch.items() if isinstance(part, dict)}
+    return inner or {"": batch}
 
 
 def describe(
-    batch: Batch,
+    batch: Batch | dict[str, Batch],
     tokenizer: Tokenizer,
     rows: int,
     told: Callable[[int], list[str]] = lambda row: [],
 ) -> str:
     """The first rows of a batch for a reader: decoded, predictions marked, padding.
+
+    Of each of the batches in it, where it holds some.
 
     In masked rows a predicted piece is shown as {input -> target}. In causal rows each
     piece predicts the next one; `|` stands after a piece that predicts nothing.
@@ -154,6 +206,11 @@ def describe(
     Args:
         told: (row) -> lines that say more of it.
     """
+    if "tokens" not in batch:
+        return "\n".join(
+            f"{name}:\n{describe(part, tokenizer, rows, told)}"
+            for name, part in by_name(batch).items()
+        )
     lines = []
     for row in range(min(rows, len(batch["tokens"]))):
         example = {name: np.asarray(array[row]) for name, array in batch.items()}

@@ -54,6 +54,13 @@ class Model:
             rngs={"dropout": dropout_key},
         )
 
+    def seeing(self, sides: str) -> "Model":
+        """The same model, of the same weights, that sees those sides, "left" or "both",
+        where its module can do either."""
+        if not hasattr(self.module, "sees"):
+            return self
+        return dataclasses.replace(self, module=self.module.clone(sees=sides))
+
     def _read(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in self.inputs if name in batch}
 

@@ -11,6 +11,7 @@ from pretraining import (
     causal_lm,
     masked_diffusion,
     masked_lm,
+    mixed,
     next_sentence,
 )
 from pretraining.record import Pretraining
@@ -20,6 +21,7 @@ PRETRAININGS: dict[str, Pretraining] = {
     "masked_lm": masked_lm.PRETRAINING,
     "masked_diffusion": masked_diffusion.PRETRAINING,
     "next_sentence": next_sentence.PRETRAINING,
+    "mixed": mixed.PRETRAINING,
     "bidirectional_lm": bidirectional_lm.PRETRAINING,
 }
 SIDES = {"left": "the left side alone", "both": "both sides"}
@@ -71,13 +73,18 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
     import models  # and with it jax, which preparing needs not
 
     way, family = way_of(name), models.family_of(fields)
-    sees, outputs = models.sees(fields), models.outputs_of(fields)
-    if _fits(way, [sees], outputs):
+
+    def does(way: Pretraining) -> bool:
+        sides = family.frames if len(way.sees) > 1 else [models.sees(fields)]
+        return _fits(way, sides, _outputs(way, fields))
+
+    if does(way):
         return
-    missing = [output for output in way.outputs if output not in outputs]
+    missing = [output for output in way.outputs if output not in _outputs(way, fields)]
     lacks = f"predicts {' and '.join(missing)}"
-    if way.sees != sees:
-        lacks = f"sees {SIDES[way.sees]} of a position"
+    if way.sees != (models.sees(fields),):
+        sides = " or, with the same weights, ".join(SIDES[one] for one in way.sees)
+        lacks = f"sees {sides} of a position"
     if _fits(way, family.frames, family.outputs):
         needed = {}
         for output in missing:
@@ -98,7 +105,7 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
     ways_out += [
         f"objective.name={other!r}"
         for other, record in PRETRAININGS.items()
-        if _fits(record, [sees], outputs)
+        if does(record)
     ]
     raise UserError(
         f"objective.name={name!r} needs a model that {lacks}, which this one of "
@@ -107,4 +114,14 @@ def check_model(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def _fits(way: Pretraining, sees: Collection[str], outputs: Collection[str]) -> bool:
-    return way.sees in sees and set(way.outputs) <= set(outputs)
+    return {*way.sees} <= {*sees} and {*way.outputs} <= {*outputs}
+
+
+def _outputs(way: Pretraining, fields: Mapping[str, Any]) -> set[str]:
+    """What a model predicts, of a way that asks for both sides seeing either."""
+    import models
+
+    if len(way.sees) == 1:
+        return models.outputs_of(fields)
+    seeing = (models.seeing(fields, sides) for sides in way.sees)
+    return set().union(*map(models.outputs_of, seeing))

@@ -14,13 +14,9 @@ from data.shards import Framing, Shards
 from data.spelling import cut_to
 from data.tokenizers import ELMO_SPECIAL_TOKENS, Tokenizer
 from data.windows import Batch, Visits
-from pretraining.counts import Ngrams, stream_of, target_probabilities
-from pretraining.language_model import (
-    CausalLmExamples,
-    long_enough,
-    perplexity,
-    word_loss,
-)
+from pretraining.counts import Ngrams, stream_of
+from pretraining.language_model import long_enough, perplexity, word_loss
+from pretraining.next_words import CausalLmExamples, target_probabilities
 from pretraining.record import HeldOut, Line, Objective, Pretraining
 from settings import Setting
 
@@ -171,7 +167,7 @@ PRETRAINING = Pretraining(
         lambda split: BidirectionalLmExamples(split, length)
     ),
     outputs=("causal_lm", "backward_lm"),
-    sees="both",
+    sees=("both",),
     loss_terms=loss_terms,
     predicted=lambda _, length: length,
     measures={},  # its loss is one already

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer
 
-from data.windows import Batch, ranges
+from data.windows import ranges
 
 MOST_TOKENS = 8 << 20  # that are counted; of a longer text stretches evenly apart
 STRETCHES = 64
@@ -220,14 +220,3 @@ def backwards(text: Stream) -> Stream:
     sizes = np.diff([*starts, len(text.words)])
     after = np.repeat(starts + sizes - 1, sizes) - np.arange(len(text.words))
     return Stream(text.words[::-1], after[::-1])
-
-
-def target_probabilities(model: Ngrams, batch: Batch) -> Float64[np.ndarray, " N"]:
-    """Of the targets of a batch, row by row, after the tokens before them there."""
-    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-    # The last target stands in no row.
-    last, goes_on = batch["targets"][:, -1:], batch["weights"][:, -1:] > 0
-    words = np.concatenate([tokens, last], axis=1)
-    segments = np.concatenate([segment_ids, segment_ids[:, -1:] * goes_on], axis=1)
-    found = model.probabilities(rows_as_stream(words, segments))
-    return found.reshape(words.shape)[:, 1:].reshape(-1)

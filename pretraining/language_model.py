@@ -1,14 +1,9 @@
-"""What the ways that predict words share: windows of text, their loss, and what is told
-of it."""
+"""What the ways that predict words share: their loss, and what is told of it."""
 
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
 from ml_collections import ConfigDict
-
-from data.shards import Shards
-from data.windows import Batch, Visits, check_text, next_token_targets, read
 
 if TYPE_CHECKING:
     from models.transformer import Prediction
@@ -16,39 +11,6 @@ if TYPE_CHECKING:
 
 MIN_SEQUENCE_LENGTH = 8
 BITS = "bits_per_byte"
-
-
-class CausalLmExamples:
-    """Windows of the stream, each token predicting the next one of its document.
-
-    Window i is stream[i*T : (i+1)*T]. Every token that has a predecessor in its
-    document is predicted exactly once over all windows. (GPT, section 3.1.)
-    """
-
-    def __init__(self, shards: Shards, sequence_length: int):
-        check_text(shards)
-        self.shards = shards
-        self.sequence_length = sequence_length
-
-    def __len__(self) -> int:
-        return (self.shards.num_tokens - 2) // self.sequence_length + 1
-
-    def batch(self, visits: Visits) -> Batch:
-        """Nothing is drawn."""
-        length = self.sequence_length
-        starts = visits.indices * length
-        # One more than the window, for the last target.
-        stops = np.minimum(starts + length + 1, self.shards.num_tokens)
-        tokens, segment_ids, positions = read(self.shards, starts, stops, length + 1)
-        targets, weights = next_token_targets(tokens, segment_ids)
-        arrays = {
-            "tokens": tokens,
-            "segment_ids": segment_ids,
-            "positions": positions,
-            "targets": targets,
-            "weights": weights,
-        }
-        return {name: array[:, :length] for name, array in arrays.items()}
 
 
 def word_loss(prediction: "Prediction", batch: dict, logit_chunks: int) -> "Term":

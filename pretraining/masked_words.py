@@ -83,6 +83,29 @@ class Windows:
         }
 
 
+class MaskedLmExamples:
+    """Windows of the stream, some of their tokens masked."""
+
+    def __init__(self, windows: Windows, masking: Masking):
+        self.windows = windows
+        self.masking = masking
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def batch(self, visits: Visits) -> Batch:
+        return self.masking.mask(self.windows.rows(visits.indices), visits.draws)
+
+
+def make_examples(
+    objective: Objective, tokenizer: Tokenizer, sequence_length: int
+) -> Callable[[Shards], MaskedLmExamples]:
+    masking = make_masking(objective, tokenizer)
+    return lambda split: MaskedLmExamples(
+        Windows(split, tokenizer, sequence_length), masking
+    )
+
+
 class HiddenWords:
     """Windows of held-out text with `HIDDEN_RATE` of its tokens as [MASK].
 

@@ -291,7 +291,7 @@ PRETRAINING = Pretraining(
     framing=lambda _: Framing(None, None, split_sentences=True),
     examples=make_examples,
     outputs=("masked_lm", "next_sentence"),
-    sees="both",
+    sees=("both",),
     loss_terms=loss_terms,
     predicted=lambda objective, _: objective.max_predictions,
     measures=masked_words.MEASURES,

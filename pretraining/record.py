@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from data.shards import Framing, Shards
 from data.tokenizers import Tokenizer
-from data.windows import Batch, Examples
+from data.windows import Batch, Examples, Rows
 from settings import Rule, Setting
 
 Objective = Any  # `objective` of a config
@@ -65,12 +65,15 @@ class Pretraining:
         roles: special tokens that it cannot do without.
         may_lack: of these, what a tokenizer may lack if the config says so.
         framing: (tokenizer) -> how documents lie in the shards.
-        examples: (objective, tokenizer, sequence_length) -> (split) -> its examples.
+        examples: (objective, tokenizer, sequence_length) -> (split) -> its examples, or
+            by name those of each of the batches in a batch.
         outputs: of a model, all of which it needs.
-        sees: what a position of the model must see, "left" or "both" sides.
+        sees: what a position of the model must see, "left" or "both" sides; of two the
+            model must be able to do either.
         loss_terms: (objective, model, logit_chunks) -> (params, batch, dropout key) ->
             terms.
-        predicted: (objective, sequence_length) -> positions of a row at most.
+        predicted: (objective, sequence_length) -> positions of a row at most, or by
+            name those of each of the batches in a batch.
         measures: of held-out text beside the loss, by name.
         lines: (objective, tokenizer, training split, held-out text) -> lines to beat;
             the first one is that of a model which knows frequencies alone.
@@ -80,16 +83,21 @@ class Pretraining:
         settings: of its `objective`, the name aside.
         rules: what must fit what.
         tiny: (objective, sequence_length) -> settings for rows as short as that.
+        rows: (objective, batch_size) -> rows of a batch, or by name those of each of
+            the batches in it.
     """
 
     special_tokens: tuple[str, ...]
     roles: tuple[str, ...]
     framing: Callable[[Tokenizer], Framing]
-    examples: Callable[[Objective, Tokenizer, int], Callable[[Shards], Examples]]
+    examples: Callable[
+        [Objective, Tokenizer, int],
+        Callable[[Shards], Examples | Mapping[str, Examples]],
+    ]
     outputs: tuple[str, ...]
-    sees: str
+    sees: tuple[str, ...]
     loss_terms: Callable[[Objective, Any, int], Callable]
-    predicted: Callable[[Objective, int], int]
+    predicted: Callable[[Objective, int], int | Mapping[str, int]]
     measures: Mapping[str, Measure]
     lines: Callable[[Objective, Tokenizer, Shards, HeldOut], tuple[Line, ...]]
     evaluation: Callable[[Mapping[str, float], Shards], dict[str, float]]
@@ -98,3 +106,4 @@ class Pretraining:
     rules: tuple[Rule, ...]
     tiny: Callable[[Objective, int], Mapping[str, Any]]
     may_lack: tuple[str, ...] = ()
+    rows: Callable[[Objective, int], Rows] = lambda _, batch_size: batch_size

@@ -13,8 +13,8 @@ import train
 from data import corpora, shards, tokenizer_training, windows
 from data.masking import Masking
 from pretraining import PRETRAININGS, counts, masked_words
-from pretraining.causal_lm import target_probabilities
 from pretraining.counts import Neighbours, Ngrams, Stream, rows_as_stream, stream_of
+from pretraining.next_words import target_probabilities
 from pretraining.record import HeldOut
 
 SIZE = 12

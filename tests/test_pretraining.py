@@ -18,10 +18,10 @@ from data import corpora, draws, shards, tokenizers, windows
 from data.draws import Draws
 from errors import UserError
 from pretraining import PRETRAININGS, check_model, check_tokenizer, way_of
-from pretraining.causal_lm import CausalLmExamples
 from pretraining.corpus import load_or_train_tokenizer
 from pretraining.masked_words import make_masking
 from pretraining.next_sentence import cut_into_pairs, truncation
+from pretraining.next_words import CausalLmExamples
 
 ROOT = Path(__file__).parents[1]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]"]
@@ -944,12 +944,12 @@ def test_special_tokens_that_a_way_needs(tokenizer, tmp_path):
 
 
 def config_of(name, sequence_length=128, **settings):
-    rows = PRETRAININGS[name].settings
-    objective = (PAIRS | {"sampled_words": 64} if rows else {}) | settings
+    own = PAIRS | {"causal_share": 0.5, "sampled_words": 64}
+    objective = (own if PRETRAININGS[name].settings else {}) | settings
     return ConfigDict(
         {
             "objective": objective | {"name": name},
-            "data": {"sequence_length": sequence_length},
+            "data": {"sequence_length": sequence_length, "batch_size": 8},
             "model": {"vocab_size": 100},
         }
     )
@@ -1014,6 +1014,14 @@ def test_a_way_has_a_row_for_each_of_its_settings():
             {"sampled_words": 100},
             r"sampled_words=100 is not fewer than model\.vocab_size=100: .* or 0 for",
         ),
+        ("mixed", {"causal_share": 0}, r"=0 leaves rows .*objective\.name='masked_lm'"),
+        ("mixed", {"causal_share": 1}, r"=1 leaves rows .*objective\.name='causal_lm'"),
+        (
+            "mixed",
+            {"causal_share": 0.3},
+            r"2\.4 rows: .*objective\.causal_share=0\.25,",
+        ),
+        ("mixed", {"causal_share": 1e-9}, r"8e-09 rows: .*causal_share=0\.125, or "),
     ],
 )
 def test_settings_that_do_not_fit_each_other(name, settings, message):
@@ -1085,6 +1093,12 @@ GPT_MODEL = {"family": "gpt"}
             "model.family='foreword', or objective.name='causal_lm'$",
         ),
         ("next_sentence", GPT_MODEL, "sees both sides.*set model.family='bert'"),
+        (
+            "mixed",
+            GPT_MODEL,
+            "sees the left side alone or, with the same weights, both sides of a "
+            "position.*set model.family='foreword', or objective.name='causal_lm'$",
+        ),
     ],
 )
 def test_models_that_cannot_be_trained_in_a_way(name, fields, message):
@@ -1100,6 +1114,8 @@ def test_what_a_position_sees_counts_as_well(monkeypatch):
         check_model("causal_lm", {"family": "seeing"})
     check_model("causal_lm", {"family": "foreword", "sees": "left"})
     check_model("masked_lm", {"family": "foreword", "sees": "both"})
+    for sides in ("left", "both"):
+        check_model("mixed", {"family": "foreword", "sees": sides})
     with pytest.raises(UserError, match=r"sees the left side .*set model.sees=left"):
         check_model("causal_lm", {"family": "foreword", "sees": "both"})
 
@@ -1143,12 +1159,14 @@ OWN = {
 
 
 @pytest.mark.parametrize("logit_chunks", [1, 3])
-@pytest.mark.parametrize("name", sorted({*PRETRAININGS} - {"bidirectional_lm"}))
+@pytest.mark.parametrize(
+    "name", sorted({*PRETRAININGS} - {"bidirectional_lm", "mixed"})
+)
 def test_loss_terms(shards_of, tokenizer, name, logit_chunks):
     """Against -log p of the right word and the right label, term by term; that of the
     bidirectional ones, who read no tokens, is in test_elmo.py."""
     way = PRETRAININGS[name]
-    family = "gpt" if way.sees == "left" else "bert"
+    family = "gpt" if way.sees == ("left",) else "bert"
     model = models.build(SMALL | OWN[family])
     documents = ["\n".join(random_documents(8, 5, seed)) for seed in range(3)]
     stream = shards_of(documents, way.framing(tokenizer))

@@ -234,7 +234,7 @@ def two_ways():
 
 
 @pytest.mark.parametrize(
-    ("devices", "micro_batches", "mode"), [(1, 2, "jit"), (8, 1, "jit"), (8, 2, "pmap")]
+    ("devices", "micro_batches", "mode"), [(1, 2, "jit"), (8, 2, "pmap")]
 )
 def test_a_batch_of_two_batches_trains_one_model_two_ways(
     model, two_ways, devices, micro_batches, mode

@@ -184,7 +184,8 @@ def speed(
     batch: dict,
 ) -> dict[str, float]:
     """Of updates first .. last-1, of which `batch` is the last one's."""
-    useful = int((batch["segment_ids"] > 0).sum())
+    parts = [batch] if "segment_ids" in batch else [*batch.values()]
+    useful = sum(int((part["segment_ids"] > 0).sum()) for part in parts)
     share = useful / work(last - 1, last).tokens
     return costs.throughput(work(first, last), seconds, share)
 

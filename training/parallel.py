@@ -105,16 +105,21 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int) -> None:
-    """Raises UserError unless every device gets the same number of rows each time."""
-    parts = batch_parts(mesh) * micro_batches
-    if micro_batches < 1 or batch_size % parts:
-        raise UserError(
-            f"data.batch_size={batch_size} does not divide over {batch_parts(mesh)} "
-            f"devices (run.mesh.data x run.mesh.fsdp) x run.micro_batches="
-            f"{micro_batches}: use a multiple of {max(parts, 1)}, or other run.mesh or "
-            "run.micro_batches"
-        )
+def check_batch_size(rows: Any, mesh: Mesh, micro_batches: int) -> None:
+    """Raises UserError unless every device gets the same number of rows each time, also
+    of each of the batches in a batch, whose rows come by name."""
+    parts, total = batch_parts(mesh) * micro_batches, sum(jax.tree.leaves(rows))
+    for path, count in jax.tree.leaves_with_path(rows):
+        name = jax.tree_util.keystr(path, simple=True)
+        of = f", with {count} {name} rows," if name else ""
+        if micro_batches < 1 or count % parts:
+            raise UserError(
+                f"data.batch_size={total}{of} does not divide over "
+                f"{batch_parts(mesh)} devices (run.mesh.data x run.mesh.fsdp) x "
+                f"run.micro_batches={micro_batches}: use a multiple of "
+                f"{max(parts, 1)}{' for these' if name else ''}, or other run.mesh or "
+                "run.micro_batches"
+            )
 
 
 def plan_state(

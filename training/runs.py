@@ -7,6 +7,7 @@ import bisect
 import dataclasses
 import functools
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -58,31 +59,48 @@ class Feed:
     """Batches of one shape, by number, of NumPy arrays.
 
     Attributes:
-        rows: of a global batch.
+        rows: of a global batch, or by name of each of those in it.
         is_whole: every process makes all rows, and empty ones may fill up the batch;
             else each makes its `parallel.host_part`.
     """
 
     batches: Any  # a grain.MapDataset, or what has indices as well
-    rows: int
+    rows: Any
     is_whole: bool
 
-    def filled_rows(self, mesh: Mesh, micro_batches: int) -> int:
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Of a batch, padding as well."""
+        counts = jax.tree.map(
+            lambda rows, batch: rows * batch["segment_ids"].shape[-1],
+            self.rows,
+            self.batches[0],
+        )
+        return sum(jax.tree.leaves(counts))
+
+    def filled_rows(self, mesh: Mesh, micro_batches: int) -> Any:
         """Rows of a batch that every device has as many of each time."""
         multiple = parallel.batch_parts(mesh) * micro_batches
-        return -(-self.rows // multiple) * multiple
+        return jax.tree.map(lambda rows: -(-rows // multiple) * multiple, self.rows)
 
     def planned(self, mesh: Mesh, micro_batches: int) -> Any:
         """Shapes and places of a batch, filled up."""
         rows = self.filled_rows(mesh, micro_batches)
-        return parallel.plan_batch(self.batches[0], rows, mesh)
+        return jax.tree.map(
+            lambda rows, batch: parallel.plan_batch(batch, rows, mesh),
+            rows,
+            self.batches[0],
+        )
 
     def placed(self, batch: dict, mesh: Mesh, micro_batches: int) -> Any:
         """A batch on the devices, filled up."""
-        rows = self.filled_rows(mesh, micro_batches)
-        if self.is_whole:
-            batch = parallel.filled(batch, rows)
-        return parallel.shard_batch(batch, rows, mesh)
+
+        def placed(rows: int, batch: dict) -> dict:
+            if self.is_whole:
+                batch = parallel.filled(batch, rows)
+            return parallel.shard_batch(batch, rows, mesh)
+
+        return jax.tree.map(placed, self.filled_rows(mesh, micro_batches), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +128,6 @@ class Phase:
     first: int
     feed: Feed
     flops: float
-
-    @functools.cached_property
-    def tokens(self) -> int:
-        """Of an update, padding as well."""
-        return self.feed.rows * self.feed.batches[0]["segment_ids"].shape[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +194,7 @@ class Job:
         ]
         both = [*zip(counts, self.phases, strict=True)]
         return costs.Work(
-            sum(count * phase.tokens for count, phase in both),
+            sum(count * phase.feed.tokens for count, phase in both),
             sum(count * phase.flops for count, phase in both) / self.plan.mesh.size,
         )
 
@@ -395,7 +408,8 @@ def in_parts_that_fit(
 
 def micro_batch_counts(feed: Feed, mesh: Mesh) -> list[int]:
     """Into how many parts a device's rows may be cut, the fewest first."""
-    rows = -(-feed.rows // parallel.batch_parts(mesh))
+    parts = parallel.batch_parts(mesh)
+    rows = math.gcd(*(-(-rows // parts) for rows in jax.tree.leaves(feed.rows)))
     if feed.is_whole:
         return [2**power for power in range(rows.bit_length())]
     return [count for count in range(1, rows + 1) if rows % count == 0]

@@ -30,7 +30,7 @@ def fill_mask(run: Run, text: str, top: int = 5) -> list[list[tuple[str, float]]
     run.check("fill_mask")
     if top < 1:
         raise UserError(f"--top={top} must be at least 1")
-    if "masked_lm" not in models.outputs_of(run.config.model):
+    if "masked_lm" not in models.outputs_of(models.seeing(run.config.model, "both")):
         raise UserError(
             f"fill_mask needs a masked LM head, and the model of {run.folder} has "
             "none: fine-tune it, or use predict.py embed"
@@ -137,5 +137,6 @@ def mask_probabilities(
 ) -> Float[np.ndarray, "P V"]:
     """Probabilities of the tokens at the masked positions."""
     batch = {"tokens": ids[None], "predict_positions": masked[None]}
-    output = run.model.apply(run.params, jax.tree.map(jnp.asarray, batch))
+    model = run.model.seeing("both")
+    output = model.apply(run.params, jax.tree.map(jnp.asarray, batch))
     return np.asarray(jax.nn.softmax(logits(output["masked_lm"])[0], axis=-1))

@@ -59,7 +59,7 @@ def generate(
         if not fine:
             raise UserError(f"--{name}={value} is out of range: see generate --help")
     run.check("generate")
-    fills_in = run.way.sees == "both"
+    fills_in = "causal_lm" not in run.way.outputs
     if parallel is not None and not fills_in:
         raise UserError(
             "--parallel is for a run of objective.name='masked_diffusion', and "
@@ -94,7 +94,8 @@ def generate(
             f"up to {max_tokens} follow: in the end it reads the last ones only",
             file=sys.stderr,
         )
-    end = tokenizer.special_ids.get("end_of_text")
+    end = None if fills_in else run.end
+    model = run.model.seeing("both" if fills_in else "left")
     never = [i for i in tokenizer.special_ids.values() if i != end]
     never += range(tokenizer.vocab_size, run.config.model.vocab_size)
     ways = {
@@ -107,7 +108,7 @@ def generate(
     if fills_in:
         drawn = np.asarray(
             unmask_tokens(
-                run.model,
+                model,
                 run.params,
                 prompts,
                 key,
@@ -119,7 +120,7 @@ def generate(
         )
     else:
         drawn = generate_windows(
-            partial(generate_tokens, run.model, run.params, **ways),
+            partial(generate_tokens, model, run.params, **ways),
             prompts,
             key,
             num_tokens=max_tokens,

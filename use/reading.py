@@ -94,7 +94,7 @@ def cut(
     """The windows of a document, framed."""
     sees_both = WAYS[way].sees_both
     before, after = WAYS[way].frame(run)
-    end = None if sees_both else run.way.framing(run.tokenizer).document_end
+    end = None if sees_both else run.end
     if end is not None:
         pieces = np.append(pieces, end)
     ahead = (size - stride) // 2 if sees_both else 0

@@ -60,6 +60,11 @@ class Run:
         return [] if start is None else [start]
 
     @property
+    def end(self) -> int | None:
+        """The token after a text in pre-training, if there is one."""
+        return self.way.framing(self.tokenizer).document_end
+
+    @property
     def kind(self) -> Kind:
         """Of a run that was fine-tuned."""
         assert self.task is not None

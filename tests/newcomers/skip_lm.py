@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.tokenizers import GPT_SPECIAL_TOKENS
-from pretraining import causal_lm
+from pretraining import causal_lm, next_words
 from pretraining.language_model import long_enough, perplexity, word_loss
 from pretraining.record import Line, Pretraining
 from settings import Setting
@@ -11,7 +11,7 @@ from settings import Setting
 
 class Examples:
     def __init__(self, split, length, skip):
-        self.windows = causal_lm.CausalLmExamples(split, length)
+        self.windows = next_words.CausalLmExamples(split, length)
         self.skip = skip
 
     def __len__(self):
@@ -44,7 +44,7 @@ PRETRAINING = Pretraining(
         lambda split: Examples(split, length, objective.skip)
     ),
     outputs=("causal_lm",),
-    sees="left",
+    sees=("left",),
     loss_terms=loss_terms,
     predicted=lambda _, length: length,
     measures={},

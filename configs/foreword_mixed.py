@@ -1,0 +1,24 @@
+"""The project's own Transformer from left to right and on masked words, with the same
+weights, at a size for minutes of a CPU.
+
+All that is not said here is as in foreword_masked.py, and so are text and tokenizer.
+Half of the rows are of each kind, and twice the updates of 8 x 128 tokens, so that
+either kind sees as many tokens as a run of its own.
+
+    python train.py --config=configs/foreword_mixed.py
+"""
+
+from ml_collections import ConfigDict
+
+import configs
+from configs import foreword_masked
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = foreword_masked.get_config()
+    config.name = "foreword_mixed"
+    config.data.update(sequence_length=128, batch_size=8)
+    config.objective.update(name="mixed", max_predictions=40)
+    config.objective.causal_share = 0.5  # of the rows of a batch
+    config.optim.update(total_steps=5000, warmup_steps=300, eval_every_steps=1000)
+    return configs.variant(config, arg)
