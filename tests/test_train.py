@@ -60,9 +60,10 @@ def curve(workdir, name="train/loss"):
     return [(row["step"], row[name]) for row in rows if name in row]
 
 
-@pytest.mark.parametrize("name", ["bert_base", "gpt1"])
+@pytest.mark.parametrize("name", ["bert_base", "gpt1", "elmo"])
 def test_eight_devices_give_the_losses_of_one(name, folder):
-    """With sentence pairs and dropout for BERT; rows have uneven weights."""
+    """With sentence pairs and dropout for BERT, words drawn for the softmax of ELMo;
+    rows have uneven weights."""
     losses = {}
     for devices in (1, 8):
         config = tiny(name, folder)
