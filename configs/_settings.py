@@ -255,7 +255,7 @@ FINETUNING = (
         float,
         "Of the squared weights of the mix.",
         ">=0",
-        older=0.0,
+        older=0.001,
     ),
     Setting(
         "head.kind",

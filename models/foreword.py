@@ -304,8 +304,9 @@ class Foreword(nn.Module):
         cache: dict | None = None,
     ) -> dict:
         """Returns "hidden" [B, T, D], "hidden_layers" (the embedded tokens, then every
-        layer's output) and the prediction "causal_lm" [B, T, V] where it sees the left
-        side, else "masked_lm" [B, P, V], at all positions without `predict_positions`.
+        layer's output, the last one's normed) and the prediction "causal_lm" [B, T, V]
+        where it sees the left side, else "masked_lm" [B, P, V], at all positions
+        without `predict_positions`.
 
         The arrays, and `cache`, are as for `models.gpt.Gpt`.
         """
@@ -363,6 +364,7 @@ class Foreword(nn.Module):
             )
             hidden_layers.append(hidden)
         hidden = rms_norm(self.norm_epsilon, "final_norm")(hidden)
+        hidden_layers[-1] = hidden
         output = {"hidden": hidden, "hidden_layers": tuple(hidden_layers)}
 
         if not is_causal and predict_positions is not None:

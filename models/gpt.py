@@ -121,7 +121,7 @@ class Gpt(nn.Module):
         cache: dict | None = None,
     ) -> dict:
         """Returns "hidden" [B, T, D], "hidden_layers" (the embedded tokens, then every
-        layer's output) and the prediction "causal_lm" [B, T, V].
+        layer's output, the last one's normed) and the prediction "causal_lm" [B, T, V].
 
         Missing `segment_ids` mean one document a row, missing `positions` count from 0.
         `dropout_rows` numbers the rows that dropout draws for; without it dropout is
@@ -178,6 +178,7 @@ class Gpt(nn.Module):
             hidden_layers.append(hidden)
         if self.pre_norm:
             hidden = layer_norm(self.norm_epsilon, "final_norm")(hidden)
+            hidden_layers[-1] = hidden
         bias = without_padding(None, self.vocab_size)
         output = {
             "hidden": hidden,

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int
 
 import models
 from models.attention import dropout
-from models.elmo import BiLstm, begins, side_by_side
 from models.family import Fields
+from models.lstm import BiLstm, begins, side_by_side
 
 UNBOUNDED = (float("inf"), float("inf"))  # neither cells nor outputs are cut
 
@@ -88,9 +88,8 @@ class Features(nn.Module):
         dropout_rows: Int[Array, " B"] | None,
     ) -> Float[Array, "B T D"]:
         states = output["hidden"]
-        if self.mixes:  # the last one as the model gives it, after its final norm
-            layers = (*output["hidden_layers"][:-1], states)
-            states = ScalarMix(name="mix")(layers)
+        if self.mixes:
+            states = ScalarMix(name="mix")(output["hidden_layers"])
         if not self.size:
             return states
         key = None if dropout_rows is None else self.make_rng("dropout")

@@ -21,7 +21,7 @@ from data.tokenizers import BERT_SPECIAL_TOKENS, ELMO_SPECIAL_TOKENS
 from data.windows import Visits
 from errors import UserError
 from formats import allennlp
-from models.elmo import continues
+from models.lstm import continues
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.sampled_softmax import sampled_cross_entropy
 from pretraining import bidirectional_lm

@@ -245,7 +245,7 @@ def test_a_mix_is_first_the_mean_of_the_layers_and_then_its_formula(family):
     ):
         mix |= {"weights": jnp.float32(weights), "scale": jnp.float32(scale)}
         output = model.apply(params, batch)
-        layers = [*output["hidden_layers"][:-1], output["hidden"]]
+        layers = output["hidden_layers"]
         mixed = sum(
             share * np.array(x) for share, x in zip(shares, layers, strict=True)
         )

@@ -160,7 +160,7 @@ def test_eight_devices_or_parts_of_a_batch_give_the_losses_of_one(trained):
 def test_a_run_is_used_both_ways(trained):
     """Whichever sides its config says that it sees."""
     run = use.open_run(trained[1])
-    assert run.commands == ("generate", "fill_mask", "embed")
+    assert run.commands == ("generate", "fill_mask", "embed", "inspect")
     found = []
     for sides in ("left", "both"):
         config = ConfigDict(run.config.to_dict())

@@ -137,10 +137,7 @@ def states_of(
     """The hidden states of some layers, pooled over `lengths`: [B, L, D], or
     [B, L, T, D]."""
     output = model.apply(params, batch)
-    if layer == "last":
-        layers = (output["hidden"],)
-    else:
-        layers = (*output["hidden_layers"][:-1], output["hidden"])
+    layers = (output["hidden"],) if layer == "last" else output["hidden_layers"]
     if layer == "mix":
         mix = {"params": params["head"]["features"]["mix"]}
         layers = (ScalarMix().apply(mix, layers),)
