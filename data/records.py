@@ -388,7 +388,7 @@ def _tfds_not_found(name: str, data_dir: str | None) -> str:
     return (
         f"TFDS knows no data set {name!r} that can be built without TensorFlow, and "
         f"{data_dir or '~/tensorflow_datasets'} holds none of that name{suggestion} "
-        "A data set whose code needs TensorFlow (such as wikipedia) is prepared once "
+        "A data set whose code needs TensorFlow is prepared once "
         f"elsewhere: `pip install tensorflow tensorflow-datasets && tfds build {name} "
         "--file_format=array_record`, then copied there (or set TFDS_DATA_DIR)"
     )
