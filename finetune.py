@@ -213,12 +213,12 @@ class Tuning:
 
         Every process makes all rows, which is cheap, and its devices take theirs.
         """
-        inputs = self.origin.family.inputs
-        reads = spelling.reader(self.origin.tokenizer, inputs, self.origin.model)
-        batches = self.splits.batches(split, self.config.seed).map(reads)
+        batches = self.splits.batches(split, self.config.seed)
         if self.auxiliary is not None:
             batches = self.auxiliary.added(batches, self.config.seed)
-        return Feed(batches, self.splits.shapes[split].rows, is_whole=True)
+        inputs = self.origin.family.inputs
+        reads = spelling.reader(self.origin.tokenizer, inputs, self.origin.model)
+        return Feed(batches.map(reads), self.splits.shapes[split].rows, is_whole=True)
 
 
 def open_task(config: ConfigDict, workdir: Path | None) -> Tuning:

@@ -25,7 +25,7 @@ Fields = Mapping[str, Any] | ConfigDict  # `model` of a config
 
 # The roles of special tokens that are spelt with one mark.
 MARKS = MappingProxyType({"cls": BEGIN_SENTENCE, "sep": END_SENTENCE})
-PREDICTED = ("targets", "previous_targets")
+PREDICTED = ("targets", "previous_targets", "lm_targets")
 
 
 def spelt(words: list[str], size: int) -> UInt16[np.ndarray, "N size"]:

@@ -303,7 +303,10 @@ def test_the_vocabulary_stays_open():
 def test_what_is_predicted_is_cut_to_the_softmax():
     read = spelling.reader(words_of("a b a"), INPUTS, FIELDS)
     tokens = np.array([[0, 3, 4, 1]], np.int32)
-    batch = read({"tokens": tokens, "targets": tokens, "previous_targets": tokens})
+    names = ("tokens", "targets", "previous_targets", "lm_targets")
+    batch = read(dict.fromkeys(names, tokens))
+    assert batch["tokens"].tolist() == tokens.tolist()
+    assert batch["lm_targets"].tolist() == [[0, 3, 2, 1]]
     assert (
         batch["targets"].tolist()
         == [[0, 3, 2, 1]]
