@@ -432,7 +432,8 @@ def neighbour_lines(
     for (_, text), others, values in zip(given, nearest, nearness, strict=True):
         yield text
         for other, value in zip(others.tolist(), values.tolist(), strict=True):
-            yield f"  {value:6.3f}  {given[other][1]}"
+            if value > -np.inf:  # else one of them has no text
+                yield f"  {value:6.3f}  {given[other][1]}"
 
 
 def write_npy(embedded: Iterable[Embedded], output: str) -> None:

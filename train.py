@@ -163,6 +163,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     with process_workers(cores()) as workers:
         tokenizer, folder = parallel.first_alone(lambda: prepare(config, workers))
     inputs = models.family_of(config.model).inputs
+    tokenizer = spelling.opened(tokenizer, inputs, config.model)
     reads = spelling.reader(tokenizer, inputs, config.model)
     if tokenizer.vocab_size > config.model.vocab_size and "tokens" in inputs:
         raise UserError(

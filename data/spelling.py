@@ -20,7 +20,6 @@ from data.windows import Batch
 from errors import UserError
 
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, FILL = range(256, 261)
-ALPHABET = 261
 Fields = Mapping[str, Any] | ConfigDict  # `model` of a config
 
 # The roles of special tokens that are spelt with one mark.
@@ -102,7 +101,7 @@ class OpenWords(JsonTokenizer):
 def opened(
     tokenizer: Tokenizer,
     inputs: tuple[str, ...],
-    fields: Mapping[str, Any] | ConfigDict,
+    fields: Fields,
 ) -> Tokenizer:
     """The tokenizer for a model of a config's `model`: open where `inputs`, the arrays
     that it reads, are characters.
@@ -128,7 +127,7 @@ def opened(
 def reader(
     tokenizer: Tokenizer,
     inputs: tuple[str, ...],
-    fields: Mapping[str, Any] | ConfigDict,
+    fields: Fields,
 ) -> Callable[[Batch], Batch]:
     """What makes a batch one for a model of a config's `model`.
 

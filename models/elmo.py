@@ -233,14 +233,18 @@ def attends_not(config: Any) -> str | None:
 
 
 def fits_characters(config: Any) -> str | None:
-    widest = max((width for width, _ in config.model.filters), default=0)
-    most = config.model.max_characters
-    if not 0 < widest <= most:
-        return (
-            f"model.filters={config.model.filters} must be pairs (characters, how "
-            f"many) of at most model.max_characters={most}"
-        )
-    return None
+    filters, most = config.model.filters, config.model.max_characters
+
+    def fits(pair: Any) -> bool:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        return is_pair and all(type(x) is int and x > 0 for x in pair)
+
+    if filters and all(fits(pair) and pair[0] <= most for pair in filters):
+        return None
+    return (
+        f"model.filters={filters} must be pairs (characters, how many) of at most "
+        f"model.max_characters={most}, such as ((1, 32), (2, 64))"
+    )
 
 
 FAMILY = Family(

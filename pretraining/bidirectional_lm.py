@@ -114,16 +114,19 @@ def lines(
     """Counts of words, and of what stands before and after them, as the model's loss:
     the mean of both directions."""
     size, unknown = held_out.vocab_size, tokenizer.special_ids["unk"]
-    words = cut_to(np.asarray(train.tokens), size, unknown)
-    ends = len(words) - train.documents[::-1]
-    ways = (stream_of(words, train.documents), stream_of(words[::-1], ends))
+    ends = train.num_tokens - train.documents[::-1]
+    read = (
+        stream_of(train.tokens, train.documents),
+        stream_of(train.tokens[::-1], ends),
+    )
+    ways = [x._replace(words=cut_to(x.words, size, unknown)) for x in read]
     models = {
         name: [Ngrams(text, size, order) for text in ways]
         for name, order in NGRAMS.items()
     }
     losses, predicted = np.zeros((len(models), 2)), np.zeros(2)
-    for read in held_out.batches:
-        batch = read | {"tokens": cut_to(read["tokens"], size, unknown)}
+    for given in held_out.batches:
+        batch = given | {"tokens": cut_to(given["tokens"], size, unknown)}
         for way, rows in enumerate((batch, reversed_rows(batch))):
             weights = rows["weights"].reshape(-1)
             predicted[way] += weights.sum()

@@ -21,6 +21,7 @@ from data.tokenizers import BERT_SPECIAL_TOKENS, ELMO_SPECIAL_TOKENS
 from data.windows import Visits
 from errors import UserError
 from formats import allennlp
+from models.elmo import fits_characters
 from models.lstm import continues
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.sampled_softmax import sampled_cross_entropy
@@ -489,3 +490,11 @@ def test_the_optimizer_is_that_of_the_release():
         sums = sums + scaled**2
         expected = expected - 0.2 * scaled / np.sqrt(sums)
         np.testing.assert_allclose(params["w"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("filters", [(), (3,), ((1, 2, 3),), ((13, 4),), ((0, 4),)])
+def test_filters_that_do_not_fit(filters):
+    config = elmo_mini.get_config("tiny")
+    assert fits_characters(config) is None
+    config.model.filters = filters
+    assert "must be pairs (characters, how many)" in fits_characters(config)

@@ -549,7 +549,8 @@ def test_bfloat16_trains(given, one_device, tmp_path):
         np.array([*column(run, "train/loss").values()]) for run in (folder, one_device)
     )
     np.testing.assert_allclose(one, other, rtol=0.05)
-    assert one[0] != other[0] and np.mean(one != other) > 0.8  # one may round alike
+    norms = [column(run, "train/grad_norm") for run in (folder, one_device)]
+    assert all(norms[0][step] != norms[1][step] for step in norms[1])
     leaves = jax.tree.leaves(load_params(folder)[0])
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
 

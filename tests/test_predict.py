@@ -473,8 +473,18 @@ def test_neighbours(runs, capsys, tmp_path):
     assert shown[:2] == ["the model", "   1.000  the model"] == shown[4:]
     vectors = np.float32([[1, 0], [2, 0.1], [-1, 0], [np.nan, np.nan]])
     nearest, nearness = embedding.neighbours(vectors, 2)
-    assert nearest[0].tolist() == [1, 3] and nearest[2, 0] == 3
-    np.testing.assert_allclose(nearness[0], [2 / np.hypot(2, 0.1), 0], rtol=1e-6)
+    assert nearest[0].tolist() == [1, 2] and nearest[2].tolist() == [1, 0]
+    np.testing.assert_allclose(nearness[0], [2 / np.hypot(2, 0.1), -1], rtol=1e-6)
+    assert (nearness[3] == -np.inf).all()
+    path.write_text("the model\n\na text of more words\n")
+    shown = call(capsys, *line[:3], "--neighbours=5").splitlines()
+    assert [text.strip().split("  ")[-1] for text in shown] == [
+        "the model",
+        "a text of more words",
+        "",
+        "a text of more words",
+        "the model",
+    ]
 
 
 TEXT = "the model reads a short text"

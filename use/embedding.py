@@ -160,10 +160,10 @@ def neighbours(
     vectors: Float[np.ndarray, "N D"], count: int
 ) -> tuple[Int[np.ndarray, "N K"], Float[np.ndarray, "N K"]]:
     """For each vector the nearest others by cosine, and how near they are; K is at most
-    `count`. One that is NaN is near to none."""
+    `count`. With one that is NaN it is -inf, as with itself."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = np.nan_to_num(vectors / np.where(norms > 0, norms, 1))
-    nearness = units @ units.T
+    units = vectors / np.where(norms > 0, norms, 1)
+    nearness = np.nan_to_num(units @ units.T, nan=-np.inf)
     np.fill_diagonal(nearness, -np.inf)
     nearest = np.argsort(-nearness, axis=1, kind="stable")[:, : len(vectors) - 1]
     nearest = nearest[:, :count]

@@ -3,6 +3,7 @@ it expects at each place, the layers that a task has learnt to read."""
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,12 +91,15 @@ def attention_weights(
 
 
 def expected_way(run: Run) -> str:
-    """Of `scoring.WAYS` the one that the run predicts words in, "" for none."""
+    """Of `scoring.WAYS` the one that the run predicts words in, "" for none; of two the
+    one that sees the sides that its attention is shown with."""
     if run.task is not None:
         return ""
-    for name, way in WAYS.items():
-        outputs = models.outputs_of(fields_for(run, way))
-        if way.output in run.way.outputs and way.output in outputs:
+    sees_both = models.sees(run.config.model) == "both"
+    for name in sorted(WAYS, key=lambda name: WAYS[name].sees_both != sees_both):
+        output = WAYS[name].output
+        outputs = models.outputs_of(fields_for(run, WAYS[name]))
+        if output in run.way.outputs and output in outputs:
             return name
     return ""
 
@@ -159,10 +163,12 @@ def mix_shares(run: Run) -> list[float]:
 
 def page(found: dict[str, Any]) -> str:
     """One HTML file that needs nothing else."""
-    data = json.dumps(found, ensure_ascii=False).replace("</", "<\\/")
     title = html.escape(f"{found['family']} reads: {' '.join(found['tokens'])[:60]}")
-    text = PAGE.read_text(encoding="utf-8")
-    return text.replace("__TITLE__", title).replace("__DATA__", data)
+    data = json.dumps(found, ensure_ascii=False).replace("<", "\\u003c")
+    before, between, after = re.split(
+        "__TITLE__|__DATA__", PAGE.read_text(encoding="utf-8")
+    )
+    return f"{before}{title}{between}{data}{after}"
 
 
 def picture(found: dict[str, Any], file: BinaryIO) -> None:
