@@ -184,7 +184,7 @@ from errors import UserError
 from tasks import glue, lines, predictions
 from tasks.encoding import Task
 from use import Run, embed, fill_mask, generate, open_run, predict
-from use.embedding import Embedded, neighbours
+from use.embedding import Embedded, neighbours, width
 from use.inspection import inspect, page, picture
 from use.labelling import gold_report
 
@@ -387,7 +387,7 @@ def embed_command(run: Run, arguments: argparse.Namespace) -> None:
     if suffix == ".npy":
         if not is_pooled:
             raise UserError(f"--output={output}: texts differ in length; write .npz")
-        write_npy(embedded, output)
+        write_npy(embedded, width(run), output)
     elif suffix == ".npz":
         write_npz(embedded, output)
     elif suffix == ".parquet":
@@ -436,9 +436,10 @@ def neighbour_lines(
                 yield f"  {value:6.3f}  {given[other][1]}"
 
 
-def write_npy(embedded: Iterable[Embedded], output: str) -> None:
+def write_npy(embedded: Iterable[Embedded], width: int, output: str) -> None:
     """All texts in one array, which is held."""
-    vectors = np.array([one.vectors for one in embedded], np.float32)
+    found = [one.vectors for one in embedded]
+    vectors = np.array(found, np.float32) if found else np.zeros((0, width), np.float32)
     header = np.lib.format.header_data_from_array_1_0(vectors)
     with cache.new_file(Path(output)) as file:
         # Not np.save, which wants a file that it can seek in.

@@ -413,6 +413,9 @@ def test_blank_lines_have_a_row_or_are_passed_over(runs, capsys, tmp_path):
     path.write_text("\n")
     predict.main(["predict.py", *line, "--skip_blank"])
     assert capsys.readouterr().err == f"{path} holds no text\n"
+    predict.main(["predict.py", *line, "--skip_blank", f"--output={target}"])
+    assert np.load(target).shape == (0, vectors.shape[1])
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt"])

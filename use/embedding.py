@@ -156,6 +156,14 @@ def states_of(
     return total / lengths[:, None, None]
 
 
+def width(run: Run) -> int:
+    """Of a vector."""
+    one = np.ones((1, 1), np.int32)
+    batch = run.reads({"tokens": one, "segment_ids": one})
+    read = {name: batch[name] for name in run.base.inputs if name in batch}
+    return jax.eval_shape(run.base.apply, run.params, read)["hidden"].shape[-1]
+
+
 def neighbours(
     vectors: Float[np.ndarray, "N D"], count: int
 ) -> tuple[Int[np.ndarray, "N K"], Float[np.ndarray, "N K"]]:
