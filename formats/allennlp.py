@@ -28,8 +28,13 @@ def read_allennlp(folder: Path) -> tuple[dict[str, Any], Flat, JsonTokenizer]:
       UserError: files that are missing, damaged, or do not fit each other; an option
         that the model here does not have.
     """
-    import h5py  # which is slow to import
-
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            f"reading {folder} needs h5py, which is not installed: uv sync --extra "
+            "elmo, or pip install -e '.[elmo]'"
+        ) from error
     fields = read_options(folder / "options.json")
     tokenizer = read_words(folder)
     fields["vocab_size"] = tokenizer.vocab_size

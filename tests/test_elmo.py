@@ -1,6 +1,7 @@
 """ELMo: beside plain loops, packed, carried on, imported; its text, loss and sizes."""
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -232,6 +233,12 @@ def test_options_that_do_not_fit(released, tmp_path, change, message):
     (tmp_path / "w_weights.hdf5").symlink_to(released[0] / "elmo_weights.hdf5")
     with pytest.raises(UserError, match=message):
         convert.import_model(str(tmp_path), tmp_path / "run")
+
+
+def test_what_an_import_lacks_is_told(released, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"needs h5py, which .*--extra elmo"):
+        convert.import_model(str(released[0]), tmp_path / "run")
 
 
 def test_weights_that_are_none(released, tmp_path):
