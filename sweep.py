@@ -11,6 +11,7 @@ is written, and what its report shows.
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import itertools
 import json
 import re
@@ -44,12 +45,14 @@ class Trial:
     """One run of a stage.
 
     Attributes:
+        round: its number; all of one begin when those before are over.
         variant: its name, without the seed.
         overrides: of the stage's config, the seed and the budget among them.
         after: the trial that it starts from.
     """
 
     stage: Stage
+    round: int
     variant: str
     seed: int
     folder: Path
@@ -92,7 +95,7 @@ def main(argv: list[str]) -> int:
     print(listed(asked, trials), flush=True)
     status = run_all(trials, arguments.retry, arguments.processes)
     if status == 0:
-        last = [trial for trial in trials if trial.stage is asked.stages[-1]]
+        last = [trial for trial in trials if trial.round == len(asked.rounds) - 1]
         report(asked, last, workdir)
         failed = [trial for trial in trials if trial.outcome()["status"] == "failed"]
         for trial in failed:
@@ -126,12 +129,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 # Sweep file -> trials.
 
 
-def read_sweep(path: str) -> Sweep:
-    """The sweep of a file.
+def read_sweep(asked: str) -> Sweep:
+    """The sweep of a file, FILE.py or FILE.py:ARGUMENT.
 
     Raises:
       UserError: no such file, or a sweep without trials, or of what there is not.
     """
+    name, suffix, argument = asked.partition(".py")
+    path = name + suffix
     if not Path(path).is_file():
         raise UserError(f"--sweep={path}: no such file")
     spec = importlib.util.spec_from_file_location("asked_sweep", path)
@@ -140,8 +145,15 @@ def read_sweep(path: str) -> Sweep:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"--sweep={path} has no get_sweep(): see docs/sweeps.md")
-    sweep = module.get_sweep()
-    for number, stage in enumerate(sweep.stages):
+    if bool(argument) != bool(inspect.signature(module.get_sweep).parameters):
+        raise UserError(
+            f"--sweep={path} takes no argument: remove {argument!r}"
+            if argument
+            else f"--sweep={path}:ARGUMENT is how this sweep is called; its first "
+            f"lines say with what: {(module.__doc__ or '').strip()}"
+        )
+    sweep = module.get_sweep(argument[1:]) if argument else module.get_sweep()
+    for number, stage in enumerate(itertools.chain(*sweep.rounds)):
         if stage.command not in SCRIPTS:
             raise UserError(
                 f"stage {number} of {path} has the command {stage.command!r}: it is "
@@ -151,7 +163,7 @@ def read_sweep(path: str) -> Sweep:
             raise UserError(
                 f"stage {number} of {path} has no variants: ({{}},) is the config alone"
             )
-    if not sweep.stages or not sweep.seeds:
+    if not all(sweep.rounds) or not sweep.rounds or not sweep.seeds:
         raise UserError(f"{path} has no {'seeds' if sweep.stages else 'stages'}")
     for metric in sweep.metrics:
         if metric.partition("/")[0] not in ("eval", "test", "score"):
@@ -181,45 +193,59 @@ def make_trials(sweep: Sweep, workdir: Path) -> list[Trial]:
     """
     trials: list[Trial] = []
     before: list[Trial | None] = [None]
-    for number, stage in enumerate(sweep.stages):
+    for number, stages in enumerate(sweep.rounds):
         made = []
-        for after in before:
-            for overrides in stage.variants:
-                made += of_variant(sweep, number, overrides, after, workdir)
-        names = [str(trial.folder) for trial in made]
-        if twice := {name for name in names if names.count(name) > 1}:
+        for after, stage in itertools.product(before, stages):
+            names = variant_names(stage, len(stages) > 1)
+            for name, overrides in zip(names, stage.variants, strict=True):
+                seeds = sweep.seeds if after is None else (after.seed,)
+                made += [
+                    make_trial(stage, number, name, seed, overrides, after, workdir)
+                    for seed in seeds
+                ]
+        folders = [str(trial.folder) for trial in made]
+        if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise UserError(f"two trials have one name: {min(twice)}")
         trials += made
         before = [*made]
     return trials
 
 
-def of_variant(
-    sweep: Sweep, number: int, overrides: Overrides, after: Trial | None, workdir: Path
-) -> list[Trial]:
-    """A variant with each seed, or with that of the trial before."""
-    stage, start = sweep.stages[number], {}
-    name = variant_name(overrides)
+def make_trial(
+    stage: Stage,
+    number: int,
+    name: str,
+    seed: int,
+    overrides: Overrides,
+    after: Trial | None,
+    workdir: Path,
+) -> Trial:
+    start = {}
     if after is not None:
         start = {"init_from": str(after.folder)}
         name = f"{after.variant}, {name}"
-    return [
-        Trial(
-            stage,
-            name,
-            seed,
-            workdir / f"{number}_{stage.command}" / name.replace(", ", "_") / f"{seed}",
-            {**overrides, **start, "seed": seed},
-            after,
-        )
-        for seed in (sweep.seeds if after is None else [after.seed])
-    ]
+    folder = workdir / f"{number}_{stage.command}" / name.replace(", ", "_") / f"{seed}"
+    given = {**overrides, **start, "seed": seed}
+    return Trial(stage, number, name, seed, folder, given, after)
 
 
-def variant_name(overrides: Overrides) -> str:
-    """learning_rate=0.001, ...: what differs, "base" where nothing does."""
-    words = [f"{name.split('.')[-1]}={value}" for name, value in overrides.items()]
-    return re.sub(r"[^\w=.,+ -]", "-", ", ".join(words)) or "base"
+def variant_names(stage: Stage, has_others: bool) -> list[str]:
+    """learning_rate=0.001, ...: what differs, "base" where nothing does; the stage's
+    own name before it where others stand beside it."""
+    settings = {*itertools.chain(*stage.variants)}
+    shared = {
+        name
+        for name in settings
+        if all(name in own for own in stage.variants)
+        and len({str(own[name]) for own in stage.variants}) == 1
+    }
+    names = []
+    for overrides in stage.variants:
+        own = {name: overrides[name] for name in overrides if name not in shared}
+        words = [stage.name] * has_others
+        words += [f"{name.split('.')[-1]}={value}" for name, value in own.items()]
+        names.append(re.sub(r"[^\w=.,+ -]", "-", ", ".join(words)) or "base")
+    return names
 
 
 def check(trial: Trial) -> None:
@@ -337,9 +363,9 @@ def listed(sweep: Sweep, trials: list[Trial]) -> str:
 
 
 def run_all(trials: list[Trial], retry: bool, processes: int) -> int:
-    """Runs what is open, stage by stage; the exit status of one that was stopped."""
-    for _, of_stage in itertools.groupby(trials, lambda trial: id(trial.stage)):
-        mine = [trial for trial in of_stage if is_open(trial, retry)]
+    """Runs what is open, round by round; the exit status of one that was stopped."""
+    for _, of_round in itertools.groupby(trials, lambda trial: trial.round):
+        mine = [trial for trial in of_round if is_open(trial, retry)]
         if processes:
             with ThreadPoolExecutor(processes) as pool:
                 statuses = [*pool.map(run_apart, mine)]

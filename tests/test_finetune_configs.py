@@ -24,7 +24,7 @@ BERT = {
     "b2": 0.999,
     "epsilon": 1e-6,
     "weight_decay": 0.01,
-    "no_decay": (r".*/bias", r".*/scale"),
+    "no_decay": (r".*/(bias|scale)",),
     "clip_norm": 1.0,
     "groups": ((".*", {}),),
 }

@@ -120,7 +120,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "b2": 0.999,
             "epsilon": 1e-6,
             "weight_decay": 0.01,
-            "no_decay": (r".*/bias", r".*/scale"),
+            "no_decay": (r".*/(bias|scale)",),
             "clip_norm": 1.0,  # 0: off
             # Ordered (path pattern, own settings); the first that matches counts.
             "groups": ((r"head/.*", {"multiplier": 10.0}), (".*", {})),

@@ -1,7 +1,11 @@
-"""What a sweep file says: `get_sweep()` returns a `Sweep`, see docs/sweeps.md."""
+"""What a sweep file says: `get_sweep()` returns a `Sweep`, see docs/sweeps.md.
+
+`--sweep=FILE.py:ARGUMENT` calls `get_sweep(ARGUMENT)`.
+"""
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Overrides = dict[str, Any]  # {"optim.learning_rate": 1e-3}
@@ -15,18 +19,24 @@ class Stage(NamedTuple):
         config: its file, as `--config` names it; of "score" what is scored, "pairs".
         variants: what each does otherwise than the file, of "score" its flags; the
             first one is the base.
-            Those of a later stage start from each run of the one before (`init_from`).
     """
 
     command: str
     config: str
     variants: tuple[Overrides, ...]
 
+    @property
+    def name(self) -> str:
+        """bert_mini of configs/bert_mini.py:tiny, pairs of score.py's pairs."""
+        return Path(self.config.partition(".py")[0]).name
+
 
 class Sweep(NamedTuple):
     """Stages, each of which starts from the runs of the one before.
 
     Attributes:
+        stages: in their order; those that stand side by side in a tuple each start
+            from all runs before it (`init_from`).
         seeds: that each variant is run with.
         metrics: that are compared, of the last stage, as "eval/loss" or, fine-tuned,
             "test/accuracy", or "score/accuracy".
@@ -35,10 +45,15 @@ class Sweep(NamedTuple):
             their configs say.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | tuple[Stage, ...], ...]
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     budget: str
+
+    @property
+    def rounds(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages, one alone as the only one beside itself."""
+        return tuple((s,) if isinstance(s, Stage) else s for s in self.stages)
 
 
 def product(*parts: Iterable[Overrides]) -> tuple[Overrides, ...]:
