@@ -3,10 +3,10 @@
     python sweep.py --sweep=configs/sweeps/families.py:TEXT,PAIRS,TASK
         --workdir=sweeps/families
 
-Each has 4.2 to 4.4 million parameters and fifteen minutes of updates on TEXT. Then it is
-scored on PAIRS, a file or folder of minimal pairs, and fine-tuned from 1,000 labels of
-TASK_train.tsv.gz, held-out TASK_dev.tsv.gz, measured on TASK_test.tsv.gz; each as its
-config and configs/finetune/topic.py have it.
+Each has 4.2 to 4.4 million parameters and fifteen minutes of updates on TEXT. Then it
+is scored on PAIRS, a file or folder of minimal pairs, and fine-tuned from 1,000 labels
+of TASK_train.tsv.gz, held-out TASK_dev.tsv.gz, measured on TASK_test.tsv.gz; each as
+its config and configs/finetune/topic.py have it.
 """
 
 from configs.sweeps import Stage, Sweep
