@@ -23,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import configs
 import errors
 from configs.sweeps import Overrides, Stage, Sweep
@@ -331,8 +329,9 @@ def update_flops(trial: Trial) -> float:
     import train
     from training import optimizers, runs
 
-    config, row = read_config(trial), {"tokens": np.zeros((1, 2), np.int32)}
-    params = runs.shapes_of(models.build(config.model), row)
+    config = read_config(trial)
+    model = models.build(config.model)
+    params = runs.shapes_of(model, models.empty_row(config.model))
     return train.flops_of_an_update(config, optimizers.parameter_sizes(params))
 
 

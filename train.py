@@ -194,6 +194,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
                 visits_before=phase.visits,
                 host_index=index,
                 host_count=count,
+                in_lanes=way.carry(config.objective) is not None,
             ).map(reads)
             for phase in phases
         ),
@@ -288,10 +289,10 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
     model = models.build(config.model, run.remat, run.fused_attention)
     # Of several batches in one any will do: the weights are the same.
     batch = next(iter(windows.by_name(data.batches[0][0]).values()))
-    params = runs.shapes_of(model, batch)
+    params, carry = runs.shapes_of(model, batch), way.carry(config.objective)
     plan = runs.make_plan(
         params,
-        way.loss_terms(config.objective, model, run.logit_chunks),
+        (carry or way).loss_terms(config.objective, model, run.logit_chunks),
         assign_groups(
             params,
             parse_groups(optim.groups),
@@ -303,6 +304,7 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         total_steps=course.total_steps,
         placement=family.placement,
         mesh=mesh,
+        carried=carry and carry.shapes(config.model, config.data.batch_size),
     )
 
     sizes = parameter_sizes(params)
@@ -317,11 +319,14 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         )
 
     last = course.phases[-1].config
-    held_out = {"loss": evaluation("loss", rows_of(last), plan.loss_terms)}
+    asked = {"loss": (way.loss_terms, rows_of(last))}
     for name, measured in way.measures.items():
-        terms = measured.loss_terms(config.objective, model, run.logit_chunks)
+        asked[name] = (measured.loss_terms, last.data.batch_size)
+    held_out = {}
+    for name, (loss_terms, rows) in asked.items():
+        terms = loss_terms(config.objective, model, run.logit_chunks)
         terms = parallel.gathering(terms, plan.state.params, mesh)
-        held_out[name] = evaluation(name, last.data.batch_size, terms)
+        held_out[name] = evaluation(name, rows, terms)
     return Job(
         run=run,
         seed=config.seed,

@@ -5,8 +5,8 @@
 As bilm-tf's bin/train_elmo.py: 20 words a row, 128 rows on each of 3 GPUs, Adagrad at
 0.2, a softmax of 793,471 words estimated with 8,192, 10 passes over 769M words. Its
 loss is 20 times ours, so it cuts gradients at a norm of 10 where we do at 0.5. Each
-window of 20 words starts from a state of zeros here; the release carries it from batch
-to batch. The mean perplexity of both directions on held-out text is 39.7 there
+window of 20 words starts from a state of zeros here (objective.carry_state=True: the
+forward model's goes on); the release carries both from batch to batch. The mean perplexity of both directions on held-out text is 39.7 there
 (section 3.4), after two weeks. The corpus is TFDS's lm1b, to be downloaded, a sentence
 a document. All that is not said here is as in gpt2.py.
 
@@ -54,7 +54,13 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.objective = ConfigDict(
-        {"name": "bidirectional_lm", "sampled_words": 8192}  # 0: the whole softmax
+        {
+            "name": "bidirectional_lm",
+            "sampled_words": 8192,  # 0: the whole softmax
+            # True: rows go through the text in lanes, and the forward model goes on
+            # where the batch before ended; False: every window starts from zeros.
+            "carry_state": False,
+        }
     )
     config.optim.update(total_steps=1_000_840, warmup_steps=0, eval_every_steps=10_000)
     config.optim.update(schedule="constant", learning_rate=0.2, end_learning_rate=0.2)

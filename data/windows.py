@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Integer, Shaped
+from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
 
 from data import draws
 from data.draws import Draws
@@ -84,6 +84,7 @@ def training_batches(
     visits_before: int = 0,
     host_index: int = 0,
     host_count: int = 1,
+    in_lanes: bool = False,
 ) -> "grain.MapDataset":
     """`[step]` is this host's rows of the global batch of that step; without end.
 
@@ -94,6 +95,9 @@ def training_batches(
 
     Each batch in a batch has its own examples, its share of the visits before, and an
     order and draws of its own, by (seed, its number).
+
+    With `in_lanes` a row goes on where the same row of the batch before ended: see
+    `lane_places`, whose flags a batch has as `goes_on`.
     """
     import grain  # and with it jax, which preparing needs not
 
@@ -117,7 +121,15 @@ def training_batches(
     mine = _rows_of_host(batch_size, host_index, host_count)
     count = len(examples)
 
+    def next_in_lanes(step: int) -> Batch:
+        epoch, indices, goes_on = lane_places(step, mine, batch_size, count, seed)
+        starts = draws.starts_of(draws.VISITS, seed, rows=step * batch_size + mine)
+        visits = Visits(indices, np.full_like(indices, epoch), seed, Draws(starts))
+        return examples.batch(visits) | {"goes_on": goes_on}
+
     def batch(step: int) -> Batch:
+        if in_lanes:
+            return next_in_lanes(step)
         visits = visits_before + step * batch_size + mine
         epochs, places = np.divmod(visits, count)
         indices = draws.shuffled(places, epochs, count, seed)
@@ -125,6 +137,23 @@ def training_batches(
         return examples.batch(Visits(indices, epochs, seed, Draws(starts)))
 
     return grain.MapDataset.range(MAX_STEPS).map(batch)
+
+
+def lane_places(
+    step: int, rows: Int64[np.ndarray, " B"], lanes: int, count: int, seed: int
+) -> tuple[int, Int64[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+    """The epoch of a step, the examples of some rows, and whether each is the one after
+    that of the same row in the step before.
+
+    In an epoch each of so many rows goes through a lane of its own, of examples that
+    follow each other; it begins at a place drawn for the epoch, so what is left over,
+    fewer examples than there are rows, is another each time.
+    """
+    length = max(1, count // lanes)
+    epoch, place = divmod(step, length)
+    start = draws.shuffled(np.zeros(1, np.int64), np.array([epoch]), count, seed)
+    indices = (start + rows * length + place) % count
+    return epoch, indices, (indices > 0) & (place > 0)
 
 
 def evaluation_batches(

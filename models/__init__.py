@@ -95,6 +95,14 @@ def frozen(value: Any) -> Any:
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
+def empty_row(fields: Fields) -> dict[str, np.ndarray]:
+    """A row of two places that the model with these fields can read."""
+    row = {"tokens": np.zeros((1, 2), np.int32)}
+    if "characters" in family_of(fields).inputs:
+        row["characters"] = np.zeros((1, 2, fields["max_characters"]), np.int32)
+    return row
+
+
 def sees(fields: Fields) -> str:
     """What a position of the model with these fields sees, "left" or "both" sides."""
     frames = family_of(fields).frames

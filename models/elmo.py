@@ -249,7 +249,7 @@ def fits_characters(config: Any) -> str | None:
 
 FAMILY = Family(
     module=Elmo,
-    inputs=("characters", "segment_ids"),
+    inputs=("characters", "segment_ids", "state"),
     frames={"both": TextFrame("cls", "sep", "sep", readout="mean")},
     outputs={"causal_lm": {"softmax": True}, "backward_lm": {"softmax": True}},
     pooler=lambda _: "none",

@@ -17,8 +17,10 @@ from data.windows import Batch, Visits
 from pretraining.counts import Ngrams, stream_of
 from pretraining.language_model import long_enough, perplexity, word_loss
 from pretraining.next_words import CausalLmExamples, target_probabilities
-from pretraining.record import HeldOut, Line, Objective, Pretraining
+from pretraining.record import Carry, HeldOut, Line, Objective, Pretraining
 from settings import Setting
+
+Fields = Any  # `model` of a config
 
 if TYPE_CHECKING:
     from models.transformer import Prediction
@@ -60,9 +62,9 @@ def framing(tokenizer: Tokenizer) -> Framing:
     return Framing(special["cls"], special["sep"], split_sentences=False)
 
 
-def loss_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
-    """Half the loss of each direction; with a dropout key, in training, estimated with
-    `sampled_words` of the softmax."""
+def output_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
+    """(output, batch, dropout key) -> half the loss of each direction; with a dropout
+    key, in training, estimated with `sampled_words` of the softmax."""
     import jax
 
     from objectives.sampled_softmax import sampled_cross_entropy
@@ -84,8 +86,8 @@ def loss_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
             )
         return loss / 2, weight, metrics
 
-    def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
-        output, keys = model.apply(params, batch, dropout_key), [None, None]
+    def terms(output: dict, batch: dict, dropout_key: Any) -> dict:
+        keys = [None, None]
         if dropout_key is not None:
             keys = [jax.random.fold_in(dropout_key, way) for way in (1, 2)]
         ahead = one(output["causal_lm"], batch["targets"], batch["weights"], keys[0])
@@ -98,6 +100,54 @@ def loss_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
         return {"forward": ahead, "backward": back}
 
     return terms
+
+
+def loss_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
+    """Of rows that begin with nothing read before."""
+    of_output = output_terms(objective, model, logit_chunks)
+
+    def terms(params: Any, batch: dict, dropout_key: Any) -> dict:
+        output = model.apply(params, batch, dropout_key)
+        return of_output(output, batch, dropout_key)
+
+    return terms
+
+
+def carried_loss_terms(objective: Objective, model: Any, logit_chunks: int) -> Callable:
+    """Of rows whose forward model goes on where the batch before ended, unless another
+    document begins there. What comes after a row is not known yet: the backward model
+    begins with nothing."""
+    import jax.numpy as jnp
+    from jax import lax, tree
+
+    of_output = output_terms(objective, model, logit_chunks)
+
+    def terms(params: Any, batch: dict, dropout_key: Any) -> tuple[dict, Any]:
+        goes_on = batch["goes_on"] & (batch["previous_weights"][:, 0] > 0)
+
+        def both_ways(forward: Any) -> Any:
+            forward = jnp.where(goes_on[:, None], forward, 0)
+            return jnp.stack([forward, jnp.zeros_like(forward)])
+
+        state = tree.map(both_ways, batch["carried"])
+        output = model.apply(params, batch | {"state": state}, dropout_key)
+        carried = tree.map(lambda x: lax.stop_gradient(x[0]), output["state"])
+        return of_output(output, batch, dropout_key), carried
+
+    return terms
+
+
+def carried_shapes(fields: Fields, rows: int) -> Any:
+    """Cells and outputs of the forward model's layers."""
+    import jax
+    import jax.numpy as jnp
+
+    sizes = fields["cell_size"], fields["projection_size"]
+    layer = tuple(jax.ShapeDtypeStruct((rows, size), jnp.float32) for size in sizes)
+    return (layer,) * fields["num_layers"]
+
+
+CARRY = Carry(carried_loss_terms, carried_shapes)
 
 
 def evaluation(means: Mapping[str, float], _: Shards) -> dict[str, float]:
@@ -162,6 +212,22 @@ def samples_fit(config: ConfigDict) -> str | None:
     return None
 
 
+def carrying_fits(config: ConfigDict) -> str | None:
+    if not config.objective.carry_state:
+        return None
+    if config.data.phases:
+        return (
+            "objective.carry_state=True goes on row by row, which batches of another "
+            f"shape cannot: data.phases={config.data.phases} must be () then"
+        )
+    if config.run.parallel != "jit":
+        return (
+            "objective.carry_state=True keeps what each row carries on its device, but "
+            f"run.parallel={config.run.parallel!r} has one state on all: use 'jit'"
+        )
+    return None
+
+
 PRETRAINING = Pretraining(
     special_tokens=ELMO_SPECIAL_TOKENS,
     roles=("cls", "sep", "unk"),
@@ -184,7 +250,14 @@ PRETRAINING = Pretraining(
             "Of the softmax, that training is estimated with; 0: all.",
             ">=0",
         ),
+        Setting(
+            "objective.carry_state",
+            bool,
+            "The forward model goes on from the batch before, in lanes of the text.",
+            older=False,
+        ),
     ),
-    rules=(long_enough, samples_fit),
+    rules=(long_enough, samples_fit, carrying_fits),
     tiny=lambda *_: {"sampled_words": 64},
+    carry=lambda objective: CARRY if objective.carry_state else None,
 )

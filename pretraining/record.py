@@ -56,6 +56,21 @@ class HeldOut(NamedTuple):
     vocab_size: int
 
 
+class Carry(NamedTuple):
+    """What the rows of a batch of training hand on to those of the next one, of the
+    text that follows; an evaluation's begin anew.
+
+    Attributes:
+        loss_terms: as that of a way to pre-train, of batches with "goes_on" [B] and
+            "carried", but -> (terms, what is carried on).
+        shapes: (model fields, rows) -> of what is carried, zeros at first, each with
+            the axis of rows in front.
+    """
+
+    loss_terms: Callable[[Objective, Any, int], Callable]
+    shapes: Callable[[Any, int], Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
     """What a way to pre-train is to the others.
@@ -85,6 +100,7 @@ class Pretraining:
         tiny: (objective, sequence_length) -> settings for rows as short as that.
         rows: (objective, batch_size) -> rows of a batch, or by name those of each of
             the batches in it.
+        carry: (objective) -> how rows go on in the next batch; None: they do not.
     """
 
     special_tokens: tuple[str, ...]
@@ -107,3 +123,4 @@ class Pretraining:
     tiny: Callable[[Objective, int], Mapping[str, Any]]
     may_lack: tuple[str, ...] = ()
     rows: Callable[[Objective, int], Rows] = lambda _, batch_size: batch_size
+    carry: Callable[[Objective], Carry | None] = lambda _: None

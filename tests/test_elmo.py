@@ -19,7 +19,7 @@ from data import spelling, tokenizer_training
 from data.draws import Draws
 from data.shards import Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, ELMO_SPECIAL_TOKENS
-from data.windows import Visits
+from data.windows import Visits, lane_places, training_batches
 from errors import UserError
 from formats import allennlp
 from models.elmo import fits_characters
@@ -460,6 +460,51 @@ def test_the_loss_is_half_of_each_direction():
     assert bidirectional_lm.evaluation(means, Shards(Path(), "train")) == pytest.approx(
         {"forward_perplexity": 7, "backward_perplexity": 3}
     )
+
+
+def test_windows_that_go_on_are_one_long_window():
+    """The forward model's loss over carried windows is that of the whole lane, but for
+    the documents that begin in it; the backward one's is that of each window."""
+    config = elmo_mini.get_config("tiny")
+    model, lanes, length = models.build(config.model), 2, 4
+    ends = np.array([0, 9, 16, 33])  # the second begins at a window's first word
+    generator = np.random.default_rng(0)
+    stream = Shards(Path(), "train")
+    words = generator.integers(0, 512, 33).astype(np.uint16)
+    vars(stream).update(tokens=words, documents=ends)
+    spelt = jnp.asarray(generator.integers(0, 256, (512, 12)), jnp.int32)
+
+    def read(batch):
+        batch = {name: jnp.asarray(array) for name, array in batch.items()}
+        return batch | {"characters": spelt[batch["tokens"]]}
+
+    windows_of = bidirectional_lm.BidirectionalLmExamples
+    seed = next(  # whose first lane begins with the text
+        seed for seed in range(99) if not lane_places(0, np.arange(1), 2, 8, seed)[1]
+    )
+    batches = training_batches(
+        windows_of(stream, length), batch_size=lanes, seed=seed, in_lanes=True
+    )
+    params = model.init(jax.random.key(0), read(batches[0]))
+    carried = jax.tree.map(
+        lambda x: jnp.ones(x.shape),  # at the start of a lane it is not looked at
+        bidirectional_lm.carried_shapes(config.model, lanes),
+    )
+    settings = (config.objective, model, 1)
+    step = jax.jit(bidirectional_lm.carried_loss_terms(*settings))
+    alone = jax.jit(bidirectional_lm.loss_terms(*settings))
+    found, anew = {"forward": 0.0, "backward": 0.0}, 0.0
+    for place in range(4):
+        batch = read(batches[place])
+        terms, carried = step(params, batch | {"carried": carried}, None)
+        found = {name: found[name] + terms[name][0] for name in found}
+        anew += alone(params, batch, None)["backward"][0]
+    indices = np.arange(lanes)
+    draws = Draws(np.zeros(lanes, np.uint64))
+    whole = windows_of(stream, 4 * length).batch(Visits(indices, 0 * indices, 0, draws))
+    expected = alone(params, read(whole), None)["forward"][0]
+    np.testing.assert_allclose(found["forward"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["backward"], anew, rtol=1e-5)
 
 
 def test_sides_see_only_their_own(imported):

@@ -811,6 +811,45 @@ def test_hosts_share_the_global_batch(all_examples, objective, host_count):
         assert_same(joined([part[step] for part in evaluation_parts]), held_out[step])
 
 
+def test_lanes_go_through_the_text_side_by_side(all_examples):
+    """Each row in order, every example of an epoch once, but for a few left over, which
+    are others in each epoch; four hosts see what one sees."""
+    examples, rows = all_examples["causal"], 8
+    count = len(examples)
+    length, left = divmod(count, rows)
+    assert left
+    batches = windows.training_batches(examples, batch_size=rows, seed=3, in_lanes=True)
+    starts = set()
+    for epoch in range(3):
+        places = [
+            windows.lane_places(step, np.arange(rows), rows, count, 3)
+            for step in range(epoch * length, (epoch + 1) * length)
+        ]
+        indices = np.stack([place[1] for place in places])
+        goes_on = np.stack([place[2] for place in places])
+        assert {place[0] for place in places} == {epoch}
+        assert len({*indices.reshape(-1).tolist()}) == length * rows
+        assert not goes_on[0].any()
+        follows = indices[1:] == indices[:-1] + 1
+        np.testing.assert_array_equal(goes_on[1:], follows)
+        assert np.count_nonzero(~follows) <= 1  # where the text ends
+        starts.add(int(indices[0, 0]))
+    assert len(starts) == 3
+    parts = [
+        windows.training_batches(
+            examples,
+            batch_size=rows,
+            seed=3,
+            in_lanes=True,
+            host_index=host,
+            host_count=4,
+        )
+        for host in range(4)
+    ]
+    for step in (0, 1, length, 1000):
+        assert_same(joined([part[step] for part in parts]), batches[step])
+
+
 def joined(batches):
     return {
         name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]

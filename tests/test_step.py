@@ -178,6 +178,28 @@ def average(state):
     return jax.tree.map(lambda a, p: 0.5 * a + 0.5 * p, state.extra, state.params)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_rows_carry_on_to_the_next_batch(batch, micro_batches):
+    """Each row its own, in its place, whatever parts a batch is cut into."""
+    tx, start = optax.sgd(0.1), {"kernel": jnp.ones(FEATURES)}
+
+    def terms(params, batch, key):
+        del key
+        seen = batch["carried"] + batch["x"] @ params["kernel"]
+        return {"seen": (seen.sum(), float(len(seen)), {})}, jax.lax.stop_gradient(seen)
+
+    step = make_train_step(
+        terms, tx, lambda _: 0.1, micro_batches=micro_batches, carries=True
+    )
+    state = create_state(start, tx, jnp.arange(ROWS, dtype=float))
+    expected = np.arange(ROWS)
+    for _ in range(2):
+        expected = expected + batch["x"] @ np.asarray(state.params["kernel"])
+        state, metrics = jax.jit(step)(state, batch, jax.random.key(0))
+        np.testing.assert_allclose(state.extra, expected, rtol=1e-5)
+        np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-5)
+
+
 def test_averaged_weights_are_carried_saved_and_resumed(batch, tmp_path):
     tx = optax.adam(0.1)
     start = {"kernel": jnp.linspace(-1.0, 1.0, FEATURES)}

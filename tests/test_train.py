@@ -75,6 +75,31 @@ def test_eight_devices_give_the_losses_of_one(name, folder):
     np.testing.assert_allclose(losses[8][1], losses[1][1], rtol=1e-5)
 
 
+def test_rows_that_go_on_do_so_on_any_devices_and_after_a_stop(folder, monkeypatch):
+    """Also in micro-batches; what is carried is in the checkpoint."""
+
+    def run(name, devices=1, micro_batches=1):
+        config = tiny("elmo", folder)
+        config.objective.carry_state = True
+        config.data.sequence_length = 8
+        config.run.update(micro_batches=micro_batches)
+        config.run.mesh.data = devices
+        result = train.train(config, folder / f"carry_{name}")
+        return result.step, outcome(folder / f"carry_{name}")
+
+    _, (params, *curves) = run("one")
+    for name, *cut in (("eight", 8, 1), ("parts", 2, 2)):
+        _, (_, *found) = run(name, *cut)
+        for one, other in zip(curves, found, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-5)
+    with monkeypatch.context() as patch:
+        stop_in_update(patch, 3)
+        assert run("stopped")[0] == 4
+    _, (resumed, *found) = run("stopped")
+    assert found == curves
+    jax.tree.map(np.testing.assert_array_equal, resumed, params)
+
+
 @pytest.mark.parametrize("name", ["bert_base", "bert_mini", "gpt_mini"])
 def test_evaluation_does_not_depend_on_batch_size_or_micro_batches(name, folder):
     config = tiny(name, folder)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -123,9 +124,14 @@ def check_batch_size(rows: Any, mesh: Mesh, micro_batches: int) -> None:
 
 
 def plan_state(
-    params: Any, optimizer: optax.GradientTransformation, rules: Rules, mesh: Mesh
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    rules: Rules,
+    mesh: Mesh,
+    carried: Any = None,
 ) -> TrainState:
-    """Shape, type and place of every array of a state; `params` may be shapes alone.
+    """Shape, type and place of every array of a state; `params`, and what the rows of
+    a batch carry, may be shapes alone.
 
     What the optimizer keeps for a parameter has a path that ends in the parameter's,
     and its shape: it lies as the parameter does. All else is whole on every device.
@@ -148,7 +154,13 @@ def plan_state(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     state = jax.eval_shape(lambda params: create_state(params, optimizer), params)
-    return jax.tree.map(planned, parameter_paths(state), state)
+    state = jax.tree.map(planned, parameter_paths(state), state)
+    by_rows = NamedSharding(mesh, BY_ROWS)
+    return state.replace(
+        extra=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows), carried
+        )
+    )
 
 
 def plan_batch(batch: Any, rows: int, mesh: Mesh) -> Any:
@@ -184,12 +196,12 @@ def start_state(
     params: Any, optimizer: optax.GradientTransformation, plan: TrainState
 ) -> TrainState:
     """A state of step 0, made where it is planned to lie; takes over the `params`."""
-    start = jax.jit(
-        lambda params: create_state(params, optimizer),
-        out_shardings=places(plan),
-        donate_argnums=0,
-    )
-    return start(params)
+
+    def start(params: Any) -> TrainState:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), plan.extra)
+        return create_state(params, optimizer, zeros)
+
+    return jax.jit(start, out_shardings=places(plan), donate_argnums=0)(params)
 
 
 def filled(batch: Any, rows: int) -> Any:

@@ -43,7 +43,8 @@ class Plan:
     Attributes:
         groups: the tree of the parameters' groups.
         state: shape, type and place of every array.
-        loss_terms: with what is frozen cut off, and gathered where the mesh cuts it.
+        loss_terms: with what is frozen cut off, and gathered where the mesh cuts it;
+            with what is carried where the state has such.
     """
 
     mesh: Mesh
@@ -267,8 +268,10 @@ def make_plan(
     total_steps: int,
     placement: parallel.Rules,
     mesh: Mesh,
+    carried: Any = None,
 ) -> Plan:
-    """The plan for parameters, of which shapes are enough, and their `groups`.
+    """The plan for parameters, of which shapes are enough, and their `groups`, and for
+    what the rows of a batch carry.
 
     Raises:
       UserError: as `make_schedule` and `make_optimizer`.
@@ -289,9 +292,9 @@ def make_plan(
         clip_norm=optim.clip_norm,
         adam=optim.adam,
     )
-    state = parallel.plan_state(params, optimizer, placement, mesh)
+    state = parallel.plan_state(params, optimizer, placement, mesh, carried)
 
-    def trained(params: Any, batch: dict, key: Any) -> dict[str, step.Term]:
+    def trained(params: Any, batch: dict, key: Any) -> Any:
         return loss_terms(stop_frozen(params, groups), batch, key)
 
     return Plan(
@@ -355,6 +358,7 @@ def update(job: Job, feed: Feed, micro_batches: int) -> Any:
         plan.schedule,
         micro_batches=micro_batches,
         axis=axis,
+        carries=plan.state.extra is not None,
     )
     batch = feed.planned(mesh, micro_batches)
     return parallel.compile_train_step(one, plan.state, batch, mesh, axis)

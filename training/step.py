@@ -24,7 +24,7 @@ class TrainState:
     step: Any  # int32 [], updates done; a pytree's leaves can be anything
     params: Any
     opt_state: Any
-    extra: Any = None  # what some runs carry besides, as averaged weights
+    extra: Any = None  # what some runs carry besides: averaged weights, rows' states
 
 
 def create_state(
@@ -41,6 +41,7 @@ def make_train_step(
     micro_batches: int,
     axis: str | None = None,
     next_extra: Callable[[TrainState], Any] = lambda state: state.extra,
+    carries: bool = False,
 ) -> Callable[[TrainState, dict, Any], tuple[TrainState, dict]]:
     """`step(state, batch, key) -> (state, metrics)`, one update from one global batch.
 
@@ -50,36 +51,50 @@ def make_train_step(
     a device's own rows. Dropout draws from `fold_in(key, step)` and the number that a
     row has in the global batch, which each (sub-)batch is given as "rows".
     `next_extra` makes the state's extra part from the updated state.
+
+    Where it `carries`, rows go on from those of the batch before: a batch is given the
+    state's extra part, arrays [B, ..], as "carried", and `loss_terms` returns (terms,
+    what the next batch's rows go on from), which becomes the extra part.
     """
 
     def total(sums: Any) -> Any:
         """Over all devices; what `jax.jit` sums is that already."""
         return sums if axis is None else jax.lax.psum(sums, axis)
 
+    def apart(params: Any, batch: dict, key: Any) -> tuple[dict[str, Term], Any]:
+        """The terms, and what is carried."""
+        found = loss_terms(params, batch, key)
+        return found if carries else (found, ())
+
     def step(state: TrainState, batch: dict, key: Any) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(key, state.step)
         batch = with_row_numbers(batch, axis)
+        if carries:
+            batch |= {"carried": state.extra}
         # The weights do not depend on the parameters: XLA drops the rest of this pass.
-        terms = loss_terms(state.params, batch, None)
+        terms, _ = apart(state.params, batch, None)
         weights = total({name: term[1] for name, term in terms.items()})
         weights = {name: nonzero(weight) for name, weight in weights.items()}
 
-        def loss(params: Any, batch: dict, key: Any) -> tuple[Scalar, dict]:
-            terms = loss_terms(params, batch, key)
+        def loss(params: Any, batch: dict, key: Any) -> tuple[Scalar, tuple]:
+            terms, carried = apart(params, batch, key)
             total = sum(term[0] / weights[name] for name, term in terms.items())
-            return total, terms
+            return total, (terms, carried)
 
-        gradient = jax.grad(loss, has_aux=True)
-        grads, terms = total(
-            accumulate(gradient, state.params, batch, key, micro_batches)
-        )
+        def gradient(params: Any, batch: dict, key: Any) -> tuple:
+            grads, (terms, carried) = jax.grad(loss, has_aux=True)(params, batch, key)
+            return (grads, terms), carried
+
+        sums, carried = accumulate(gradient, state.params, batch, key, micro_batches)
+        grads, terms = total(sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = term_means(terms) | {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
         }
-        state = TrainState(state.step + 1, params, opt_state, state.extra)
+        extra = carried if carries else state.extra
+        state = TrainState(state.step + 1, params, opt_state, extra)
         return state.replace(extra=next_extra(state)), metrics
 
     return step
@@ -100,20 +115,23 @@ def with_row_numbers(batch: dict, axis: str | None = None) -> dict:
 def accumulate(
     gradient: Callable, params: Any, batch: dict, key: Any, micro_batches: int
 ) -> Any:
-    """Sums what `gradient(params, batch, key)` returns over `micro_batches` parts."""
+    """What `gradient(params, batch, key)` returns: first what is summed over
+    `micro_batches` parts, second arrays with an axis of rows in front, joined."""
     if micro_batches == 1:
         return gradient(params, batch, key)
     parts = dealt(batch, micro_batches)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient, params, first, key),
+        jax.eval_shape(gradient, params, first, key)[0],
     )
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part, key)), None
+    def add(total: Any, part: Any) -> tuple[Any, Any]:
+        found, by_row = gradient(params, part, key)
+        return jax.tree.map(jnp.add, total, found), by_row
 
-    return jax.lax.scan(add, zeros, parts)[0]
+    total, by_row = jax.lax.scan(add, zeros, parts)
+    return total, gathered(by_row)
 
 
 def dealt(batch: Any, parts: int) -> Any:
@@ -121,6 +139,11 @@ def dealt(batch: Any, parts: int) -> Any:
     return jax.tree.map(
         lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
+
+
+def gathered(parts: Any) -> Any:
+    """Arrays [parts, B / parts, ..] of `dealt` rows in their order."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def make_eval_step(
@@ -137,10 +160,7 @@ def make_eval_step(
     def step(params: Any, batch: dict) -> tuple[dict[str, Term], Any]:
         parts = dealt(batch, micro_batches)
         terms, outputs = jax.lax.map(lambda part: evaluate(params, part), parts)
-        together = jax.tree.map(
-            lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs
-        )
-        return jax.tree.map(lambda x: x.sum(axis=0), terms), together
+        return jax.tree.map(lambda x: x.sum(axis=0), terms), gathered(outputs)
 
     return step
 
