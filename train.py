@@ -443,6 +443,8 @@ def describe(
             shown = windows.describe(batch, data.tokenizer, rows=1)
             print(f"update {first}, {of}{windows.glimpse(shown)}")
             print(f"in its {of}batch {windows.predicted(batch)}")
+        if way_of(config.objective.name).carry(config.objective):
+            print("rows go on where the batch before ended; evaluations begin anew")
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )

@@ -1,10 +1,22 @@
-"""Speed of the data alone: making batches, and text to shards."""
+"""Speed of the data alone: making batches, and text to shards; what memory these need.
 
+    python -m benchmarks.input_pipeline [--megabytes=100,1000] [--processes=2]
+
+prepares made-up texts of these sizes: memory must not grow with them. The speeds are
+measured by `python -m benchmarks.pretraining --sections=input`.
+"""
+
+import argparse
+import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import grain
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import bert_base, bert_mini, gpt_mini
@@ -13,6 +25,61 @@ from pretraining import way_of
 from pretraining.corpus import prepare
 
 SECONDS = 2.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--megabytes", default="100,1000")
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    print("| text, MB | documents | peak of the largest process, MB | seconds |")
+    print("|---|---|---|---|")
+    for size in map(int, arguments.megabytes.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            documents = write_text(Path(folder) / "text.txt", size)
+            peak, seconds = prepare_apart(Path(folder), arguments.processes)
+        print(
+            f"| {size:,} | {documents:,} | {peak:,.0f} | {seconds:,.0f} |", flush=True
+        )
+
+
+def write_text(path: Path, megabytes: int) -> int:
+    """Documents of 1 to 400 lines of words that are as frequent as words are (Zipf);
+    returns how many."""
+    generator, documents = np.random.default_rng(0), 0
+    letters = generator.integers(ord("a"), ord("z") + 1, (50_000, 12), np.uint8)
+    sizes = generator.integers(1, 13, len(letters))
+    words = [row[:size].tobytes() for row, size in zip(letters, sizes, strict=True)]
+    shares = 1 / np.arange(10, 10 + len(words))
+    edges = np.cumsum(shares / shares.sum())
+    with path.open("wb") as file:
+        while file.tell() < megabytes * 1_000_000:
+            drawn = np.searchsorted(edges[:-1], generator.random(12 * 400)).tolist()
+            lines = int(400 ** generator.random())
+            for start in range(0, 12 * lines, 12):
+                file.write(b" ".join(words[i] for i in drawn[start : start + 12]))
+                file.write(b"\n")
+            file.write(b"\n")
+            documents += 1
+    return documents
+
+
+def prepare_apart(folder: Path, processes: int) -> tuple[float, float]:
+    """(MB, seconds) that prepare.py takes for a text, in processes of its own."""
+    line = [sys.executable, "prepare.py", "--config=configs/bert_mini.py"]
+    line += [f"--config.data.corpus={folder / 'text.txt'}", f"--processes={processes}"]
+    began = time.perf_counter()
+    subprocess.run(
+        line,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"FOREWORD_CACHE": str(folder / "cache")},
+    )
+    # Of all that have been waited for: a later text counts where it needs more.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
+    return peak, time.perf_counter() - began
 
 
 def ways(variant: str) -> dict[str, ConfigDict]:
@@ -84,3 +151,7 @@ def cpu_seconds() -> float:
     """Of this process and of those that it has waited for."""
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+if __name__ == "__main__":
+    main()

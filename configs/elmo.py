@@ -6,9 +6,10 @@ As bilm-tf's bin/train_elmo.py: 20 words a row, 128 rows on each of 3 GPUs, Adag
 0.2, a softmax of 793,471 words estimated with 8,192, 10 passes over 769M words. Its
 loss is 20 times ours, so it cuts gradients at a norm of 10 where we do at 0.5. Each
 window of 20 words starts from a state of zeros here (objective.carry_state=True: the
-forward model's goes on); the release carries both from batch to batch. The mean perplexity of both directions on held-out text is 39.7 there
-(section 3.4), after two weeks. The corpus is TFDS's lm1b, to be downloaded, a sentence
-a document. All that is not said here is as in gpt2.py.
+forward model's goes on); the release carries both from batch to batch. The mean
+perplexity of both directions on held-out text is 39.7 there (section 3.4), after two
+weeks. The corpus is TFDS's lm1b, to be downloaded, a sentence a document. All that is
+not said here is as in gpt2.py.
 
 No run at this size has been measured yet.
 """

@@ -51,6 +51,18 @@ def test_steps_and_scaling_are_measured_and_drawn(tmp_path):
     assert "| jax" in shown and ", 2 x cpu |" in shown and "virtual" in shown
 
 
+def test_memory_of_preparing_is_measured():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.input_pipeline", "--megabytes=1"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
+    assert cells[0] == "1" and all(float(cell) > 0 for cell in cells)
+
+
 def test_input_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
     shown = run(tmp_path / "out", "--sections=input", "--models=gpt")
