@@ -36,7 +36,7 @@ from formats.transformers import misfit
 from models import heads
 from models.family import Family
 from pretraining import PRETRAININGS
-from tasks import KINDS, packing, predictions, splits
+from tasks import KINDS, counts, packing, predictions, splits
 from tasks.auxiliary_lm import AuxiliaryLm, auxiliary_lm
 from tasks.encoding import Examples, Task, cut_report, make_frame
 from tasks.record import Kind
@@ -551,7 +551,8 @@ def write_results(
         return
     best = models.fill_vocabulary(best, tuning.origin.model)
     params = parallel.place(best, job.plan.state.params)
-    results: dict[str, Any] = {"best_step": at, "failed": False, "splits": {}}
+    results: dict[str, Any] = {"best_step": at, "failed": False}
+    results |= {"splits": {}, "lines": {}}
     for split in tuning.splits.records:
         if split == "train":
             continue
@@ -569,6 +570,11 @@ def write_results(
         results["splits"][split] = values
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
+        if values:
+            results["lines"][split] = lines = lines_to_beat(tuning, split)
+            metric = tuning.config.task.metric
+            for name, line in lines.items():
+                print(f"  {metric} {values[metric]:.4g}; {name} {line[metric]:.4g}")
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
             print(
@@ -577,6 +583,19 @@ def write_results(
             )
     if parallel.is_first():
         cache.write_whole(before, f"{json.dumps(results, indent=2)}\n".encode())
+
+
+def lines_to_beat(tuning: Tuning, split: str) -> dict[str, dict[str, float]]:
+    """What those come to on a split who only count the words of the same examples."""
+    kind, task, records = tuning.kind, tuning.task, tuning.splits.records
+    labels = tuning.splits.labels
+    train = counts.thinned(records["train"])
+    lines = {}
+    for name, found in kind.lines(task, labels, train, records[split]).items():
+        gold = ({"gold": one.fields[task.label_column]} for one in records[split])
+        predicted = [own | given for own, given in zip(found, gold, strict=True)]
+        lines[name] = kind.measure(predicted, labels, task)
+    return lines
 
 
 def usual_causes(tuning: Tuning, steps: int) -> str:

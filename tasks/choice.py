@@ -15,16 +15,15 @@ from jaxtyping import Int
 from data.labelled import Record
 from errors import UserError
 from settings import Setting
-from tasks import scores
+from tasks import counts, scores
 from tasks.encoding import (
     Encoded,
     Split,
     Task,
+    answers_of,
     check_pieces,
     joined,
     label_of,
-    list_of,
-    text_of,
     word_prefix,
 )
 from tasks.record import HeadSpec, Kind
@@ -93,13 +92,6 @@ def answer_pieces(split: Split, prefix: str) -> list[list[Int[np.ndarray, " _"]]
     return grouped
 
 
-def answers_of(record: Record, task: Task) -> list[str]:
-    """Of the one column that holds a list, or of a column for each."""
-    if len(task.answer_columns) == 1:
-        return list_of(record, task.answer_columns[0], "a list of answers")
-    return [text_of(record, column) for column in task.answer_columns]
-
-
 def measure(
     predicted: list[dict], labels: tuple[str, ...], task: Task
 ) -> dict[str, float]:
@@ -146,6 +138,7 @@ KIND = Kind(
     measure=measure,
     is_constant=lambda predicted: scores.all_same(scores.column(predicted, "label")),
     floor=scores.label_floor,
+    lines=counts.of_answers,
     rows=rows,
     widths=lambda label: {"answer": 32},
     described=scores.describe_labels,

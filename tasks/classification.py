@@ -9,7 +9,7 @@ from typing import Any
 
 from data.labelled import Record
 from settings import Setting
-from tasks import scores
+from tasks import counts, scores
 from tasks.encoding import Encoded, Split, Task, joined, label_of
 from tasks.record import HeadSpec, Kind
 
@@ -107,6 +107,7 @@ KIND = Kind(
     measure=measure,
     is_constant=lambda predicted: scores.all_same(scores.column(predicted, "label")),
     floor=scores.label_floor,
+    lines=counts.of_classes,
     rows=rows,
     widths=lambda label: {"next": 2 * (label + 8)},
     described=scores.describe_labels,

@@ -335,6 +335,13 @@ def label_of(record: Record, task: Task) -> list[str]:
     return [text_of(record, task.label_column).strip()]
 
 
+def answers_of(record: Record, task: Task) -> list[str]:
+    """Of the one column that holds a list, or of a column for each."""
+    if len(task.answer_columns) == 1:
+        return list_of(record, task.answer_columns[0], "a list of answers")
+    return [text_of(record, column) for column in task.answer_columns]
+
+
 def check_pieces(ids: Int[np.ndarray, " _"], record: Record, column: str) -> None:
     if not len(ids):
         raise UserError(

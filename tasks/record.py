@@ -64,6 +64,8 @@ class Kind:
         is_constant: (predictions) -> whether several all say the same: a run that
             failed.
         floor: (training examples) -> the loss of who does not look at the text.
+        lines: (task, labels, training records, records) -> what those come to who only
+            count, predictions of the records by name.
         rows: (task, labels, record, prediction) -> the rows of a table, cells by
             column, the text last.
         widths: (width of a label) -> the columns that only it has, and their widths.
@@ -100,3 +102,7 @@ class Kind:
     help: str
     settings: tuple[Setting, ...]
     rules: tuple[Rule, ...]
+    lines: Callable[
+        [Task, tuple[str, ...], list[Record], list[Record]],
+        Mapping[str, list[Prediction]],
+    ] = lambda *_: {}

@@ -14,7 +14,7 @@ import numpy as np
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from tasks import scores
+from tasks import counts, scores
 from tasks.encoding import Encoded, Examples, Split, Task, joined, text_of
 from tasks.record import HeadSpec, Kind
 from tasks.scores import Batch
@@ -132,6 +132,7 @@ KIND = Kind(
     floor=lambda examples: float(
         np.var([example.slot["scores"] for example in examples.encoded])
     ),
+    lines=counts.of_pairs,
     rows=rows,
     widths=lambda label: {"score": 6},
     described=described,

@@ -23,7 +23,7 @@ from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
 from settings import Setting
-from tasks import answers, scores
+from tasks import answers, counts, scores
 from tasks.encoding import (
     Encoded,
     Examples,
@@ -288,6 +288,7 @@ KIND = Kind(
     measure=measure,
     is_constant=lambda predicted: scores.all_same(scores.column(predicted, "answer")),
     floor=lambda examples: float(np.mean(np.log(examples.lengths))),
+    lines=counts.of_spans,
     rows=rows,
     widths=lambda label: {"answer": 32, "no answer": 9, "gold": 32},
     described=described,

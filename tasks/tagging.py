@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from tasks import scores
+from tasks import counts, scores
 from tasks.encoding import (
     Encoded,
     Examples,
@@ -248,6 +248,7 @@ KIND = Kind(
     measure=measure,
     is_constant=is_constant,
     floor=floor,
+    lines=counts.of_words,
     rows=rows,
     widths=lambda label: {"tag": label},
     described=described,

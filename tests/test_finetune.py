@@ -587,7 +587,10 @@ def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
     config.optim.update(epochs=25.0, eval_every_epochs=5.0, learning_rate=3e-3)
     assert finetune.finetune(config, tmp_path / "run").exit_status == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["splits"]["eval"]["accuracy"] >= 0.9  # one label for all: 0.5
+    assert results["splits"]["eval"]["accuracy"] >= 0.9
+    lines = results["lines"]["eval"]
+    assert lines["one label for all"]["accuracy"] == 0.5
+    assert lines["TF-IDF"]["accuracy"] >= 0.9
     assert not results["failed"]
     config.optim.epochs = 30.0
     with pytest.raises(UserError, match=r"optim.epochs was 25.0, is 30.0"):

@@ -29,7 +29,7 @@ from configs import gpt_mini
 from configs.finetune import OF_KIND, squad, topic
 from models import heads
 from objectives.span import MASKED_SCORE, within_segments
-from tasks import KINDS, packing, predictions, scores, splits
+from tasks import KINDS, counts, packing, predictions, scores, splits
 from tasks.encoding import joined
 from tests.task_examples import head_of
 from training import parallel
@@ -46,6 +46,65 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return letters(tmp_path_factory.mktemp("tokenizer"))
+
+
+# Lines to beat
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "test", "expected"),
+    [
+        (
+            TOPIC,
+            [("good film", "x"), ("bad film", "y"), ("so bad", "y"), ("good", "x ")],
+            ["good", "bad , bad"],
+            {"one label for all": ["x", "x"], "TF-IDF": ["x", "y"]},
+        ),
+        (TOPIC, [("a", "x")], ["b"], {"one label for all": ["x"], "TF-IDF": ["x"]}),
+        (
+            TAGGING,
+            [(["a", "B"], ["O", "T"]), (["b", "c"], ["T", "-100"])],
+            [["b", "a", "A"]],
+            {"the word alone": [["T", "O", "O"]]},
+        ),
+        (
+            CHOICE,
+            [("a", "q", ["c", "d"], "1")],
+            [("a d e", "q", ["c a", "d e"]), ("c c", "c", ["c", "x"])],
+            {"one label for all": ["1", "1"], "TF-IDF": ["1", "0"]},
+        ),
+        (
+            SPAN,
+            [],
+            ["a b c d e f g h i j k"],
+            {"first ten words": ["a b c d e f g h i j"]},
+        ),
+    ],
+)
+def test_lines_to_beat_literal(task, train, test, expected):
+    columns = (*task.text_columns, *task.question_columns, *task.answer_columns)
+
+    def record(*values):
+        return dict(zip((*columns, task.label_column), values, strict=False))
+
+    kind, known = KINDS[task.kind], records(*(record(*values) for values in train))
+    names = splits.label_names(kind, known, task)
+    asked = records(*(record(*(v if isinstance(v, tuple) else (v,))) for v in test))
+    names = ("0", "1") if task is CHOICE else names
+    found = kind.lines(task, names, known, asked)
+    (key,) = {*("label", "tags", "answer")} & {*next(iter(found.values()))[0]}
+    assert {
+        name: [one[key] for one in line] for name, line in found.items()
+    } == expected
+
+
+def test_the_line_of_similarity_is_a_cosine():
+    train = records({"one": "a b", "two": "c", "score": "1"})
+    asked = [{"one": "a b", "two": other} for other in ("a b", "a", "z")]
+    (line,) = KINDS["similarity"].lines(SIMILARITY, (), train, records(*asked)).values()
+    same, half, none = (one["score"] for one in line)
+    assert same == pytest.approx(1) and none == 0 < half < 1
+    assert len(counts.thinned(train * 25_001)) == 8334
 
 
 # Losses
