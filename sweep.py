@@ -18,7 +18,9 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from configs.sweeps import Overrides, Stage, Sweep
 from data import cache
 from errors import UserError
 from settings import NUMBER, SCALES
+from tasks import KINDS
 from training import comparison
 from training.metrics import read_metrics
 
@@ -69,6 +72,8 @@ class Trial:
 
     def outcome(self) -> dict[str, Any]:
         """{"status": "done", "failed" or "open"}, and of a failed one the "error"."""
+        if self.stage.command == "run":
+            return {"status": "done"}
         path = self.folder / "trial.json"
         return json.loads(path.read_text()) if path.exists() else {"status": "open"}
 
@@ -83,6 +88,7 @@ def main(argv: list[str]) -> int:
     trials = make_trials(asked, workdir)
     for trial in trials:
         check(trial)
+    check_metrics(asked, trials)
     if arguments.list:
         if not asked.budget.endswith("seconds"):
             trials = [budgeted(asked, trial, workdir) for trial in trials]
@@ -93,13 +99,19 @@ def main(argv: list[str]) -> int:
     print(listed(asked, trials), flush=True)
     status = run_all(trials, arguments.retry, arguments.processes)
     if status == 0:
+        failed = {
+            str(trial.folder): trial.outcome()["error"]
+            for trial in trials
+            if trial.outcome()["status"] == "failed"
+        }
         last = [trial for trial in trials if trial.round == len(asked.rounds) - 1]
-        report(asked, last, workdir)
-        failed = [trial for trial in trials if trial.outcome()["status"] == "failed"]
-        for trial in failed:
-            print(f"FAILED {trial.folder}: {trial.outcome()['error']}")
+        for folder, error in failed.items():
+            print(f"FAILED {folder}: {error}")
         if failed:
+            status = 1
             print("--retry runs those that failed again")
+        if any(trial.outcome()["status"] == "done" for trial in last):
+            report(asked, last, failed, workdir)
     return status
 
 
@@ -143,19 +155,24 @@ def read_sweep(asked: str) -> Sweep:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_sweep"):
         raise UserError(f"--sweep={path} has no get_sweep(): see docs/sweeps.md")
-    if bool(argument) != bool(inspect.signature(module.get_sweep).parameters):
+    takes_one = bool(inspect.signature(module.get_sweep).parameters)
+    if argument and not takes_one:
+        raise UserError(f"--sweep={path} takes no argument: remove {argument!r}")
+    try:
+        sweep = module.get_sweep(argument[1:]) if takes_one else module.get_sweep()
+    except (KeyError, ValueError) as error:
+        if not takes_one:
+            raise
         raise UserError(
-            f"--sweep={path} takes no argument: remove {argument!r}"
-            if argument
-            else f"--sweep={path}:ARGUMENT is how this sweep is called; its first "
-            f"lines say with what: {(module.__doc__ or '').strip()}"
-        )
-    sweep = module.get_sweep(argument[1:]) if argument else module.get_sweep()
+            f"--sweep={asked}: {path}:ARGUMENT is how this sweep is called, and "
+            f"{argument[1:]!r} is not understood ({error!r}); its head says:\n"
+            f"{(module.__doc__ or '').strip()}"
+        ) from error
     for number, stage in enumerate(itertools.chain(*sweep.rounds)):
-        if stage.command not in SCRIPTS:
+        if stage.command not in (*SCRIPTS, "run"):
             raise UserError(
                 f"stage {number} of {path} has the command {stage.command!r}: it is "
-                f"one of {', '.join(SCRIPTS)}"
+                f"one of {', '.join(SCRIPTS)}, or run"
             )
         if not stage.variants:
             raise UserError(
@@ -201,7 +218,7 @@ def make_trials(sweep: Sweep, workdir: Path) -> list[Trial]:
                     make_trial(stage, number, name, seed, overrides, after, workdir)
                     for seed in seeds
                 ]
-        folders = [str(trial.folder) for trial in made]
+        folders = [str(one.folder) for one in made if one.stage.command != "run"]
         if twice := {folder for folder in folders if folders.count(folder) > 1}:
             raise UserError(f"two trials have one name: {min(twice)}")
         trials += made
@@ -223,6 +240,8 @@ def make_trial(
         start = {"init_from": str(after.folder)}
         name = f"{after.variant}, {name}"
     folder = workdir / f"{number}_{stage.command}" / name.replace(", ", "_") / f"{seed}"
+    if stage.command == "run":  # that there is
+        folder = Path(stage.config)
     given = {**overrides, **start, "seed": seed}
     return Trial(stage, number, name, seed, folder, given, after)
 
@@ -249,7 +268,10 @@ def variant_names(stage: Stage, has_others: bool) -> list[str]:
 def check(trial: Trial) -> None:
     """UserError where a trial's line is wrong, before anything runs."""
     try:
-        if trial.stage.command == "score":
+        if trial.stage.command == "run":
+            if not (trial.folder / "config.json").exists():
+                raise UserError(f"{trial.folder} is no run folder: no config.json")
+        elif trial.stage.command == "score":
             import score  # and with it jax
 
             score.read_arguments(trial.line())
@@ -257,6 +279,35 @@ def check(trial: Trial) -> None:
             configs.check(read_config(trial))
     except UserError as error:
         raise UserError(f"trial {trial.variant!r}: {error}") from error
+
+
+def check_metrics(sweep: Sweep, trials: list[Trial]) -> None:
+    """UserError where no trial of the last stages can have a metric."""
+    last = [trial for trial in trials if trial.round == len(sweep.rounds) - 1]
+    for metric in sweep.metrics:
+        split, _, name = metric.partition("/")
+        if not any(can_have(trial, split, name) for trial in last):
+            raise UserError(
+                f"no trial of the last stage can have the metric {metric!r}: score/... "
+                "needs a stage that scores, test/... one that fine-tunes with "
+                "data.test, and of a task there are "
+                + "; ".join(f"{kind}: {', '.join(own)}" for kind, own in of_tasks())
+            )
+
+
+def can_have(trial: Trial, split: str, name: str) -> bool:
+    if trial.stage.command == "score":
+        return split == "score"
+    if trial.stage.command == "finetune":
+        config = read_config(trial)
+        known = name.endswith("loss") or name in dict(of_tasks())[config.task.kind]
+        return known and split in (("eval", "test") if config.data.test else ("eval",))
+    return split == "eval" and all(name not in own for _, own in of_tasks())
+
+
+def of_tasks() -> list[tuple[str, tuple[str, ...]]]:
+    """Kinds of task, and the names of their metrics."""
+    return [(name, kind.metrics) for name, kind in KINDS.items()]
 
 
 def read_config(trial: Trial) -> Any:
@@ -335,8 +386,23 @@ def update_flops(trial: Trial) -> float:
     return train.flops_of_an_update(config, optimizers.parameter_sizes(params))
 
 
+def product_rate() -> float:
+    """FLOPs a second of products of float32 matrices here."""
+    import jax
+    import jax.numpy as jnp
+
+    size, times = 1024, []
+    product, one = jax.jit(jnp.dot), jnp.ones((size, size))
+    for _ in range(6):  # the first one compiles
+        began = time.perf_counter()
+        product(one, one).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 * jax.device_count() / statistics.median(times[1:])
+
+
 def listed(sweep: Sweep, trials: list[Trial]) -> str:
     """The trials, and what they cost as far as that is known."""
+    trials = [trial for trial in trials if trial.stage.command != "run"]
     lines, total = [], 0.0
     pretraining = [trial for trial in trials if trial.stage.command == "train"]
     for trial in trials:
@@ -350,7 +416,11 @@ def listed(sweep: Sweep, trials: list[Trial]) -> str:
                 flops = steps * update_flops(trial)
                 cost, total = f"{steps:,} updates, {flops:.1e} FLOPs", total + flops
         lines.append(f"{trial.outcome()['status']:6} {trial.folder}  {cost}".rstrip())
-    told = f"{len(trials)} trials" + (f", {total:.1e} FLOPs" if total else "")
+    told = f"{len(trials)} trials"
+    if total:
+        told += f", {total:.1e} FLOPs of pre-training, at least "
+        told += f"{total / product_rate() / 60:.1f} minutes at this machine's rate of"
+        told += " matrix products"
     if sweep.budget.endswith("seconds"):
         amount, _ = parse_budget(sweep.budget) or (0, "")
         count = len(pretraining)
@@ -455,7 +525,9 @@ def keep_outcome(trial: Trial, error: str) -> None:
 # Comparing.
 
 
-def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> None:
+def report(
+    sweep: Sweep, trials: list[Trial], failed: Mapping[str, str], workdir: Path
+) -> None:
     """report.md, .csv, .html and pictures, of the trials of the last stage.
 
     Raises:
@@ -463,11 +535,18 @@ def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> None:
     """
     done = [trial for trial in trials if trial.outcome()["status"] == "done"]
     runs = [
-        comparison.Run(trial.variant, trial.seed, trial.folder, " ".join(trial.line()))
+        comparison.Run(
+            trial.variant,
+            trial.seed,
+            trial.folder,
+            " ".join(trial.line()),
+            "" if trial.after is None else trial.stage.name,
+            "" if trial.after is None else trial.after.variant,
+        )
         for trial in done
     ]
     swept = {trial.variant: trial.overrides for trial in done}
-    comparison.write_report(runs, sweep.metrics, swept, workdir)
+    comparison.write_report(runs, sweep.metrics, swept, workdir, failed)
 
 
 if __name__ == "__main__":

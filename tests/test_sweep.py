@@ -1,6 +1,10 @@
 """Sweeps: trials from a file, run once and resumed, and what their report says."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,20 @@ def test_variants_literal():
     assert chain([{}], layers) == ({}, *layers)
 
 
+def test_trials_are_named_by_what_differs():
+    variants = product(RATES, [{"data.corpus": "b/c"}])
+    stage = Stage("train", "configs/a.py:tiny", variants)
+    assert sweep.variant_names(stage, False) == [
+        "learning_rate=0.01",
+        "learning_rate=0.001",
+    ]
+    one = stage._replace(variants=({"data.corpus": "b/c"},))
+    assert sweep.variant_names(one, False) == ["base"]
+    assert sweep.variant_names(one, True) == ["a"]
+    two = stage._replace(variants=({"data.corpus": "b/c"}, {}), label="mine")
+    assert sweep.variant_names(two, True) == ["mine, corpus=b-c", "mine"]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -110,6 +128,36 @@ def test_later_stages_start_from_each_run_before(tmp_path):
     )
 
 
+def test_stages_side_by_side_each_start_from_all_before(tmp_path):
+    models = (Stage("train", "a.py", ({},)), Stage("run", "runs/b", ({},)))
+    uses = (Stage("score", "pairs", ({},)), Stage("finetune", "c.py:x", ({},)))
+    trials = sweep.make_trials(Sweep((models, uses), (0,), (), ""), tmp_path)
+    assert trials[1].folder == Path("runs/b") and trials[1].outcome() == {
+        "status": "done"
+    }
+    folders = [str(trial.folder.relative_to(tmp_path)) for trial in trials[2:]]
+    assert folders == [
+        "1_score/a_pairs/0",
+        "1_finetune/a_c/0",
+        "1_score/b_pairs/0",
+        "1_finetune/b_c/0",
+    ]
+    assert [trial.after for trial in trials[2:]] == [trials[0]] * 2 + [trials[1]] * 2
+
+
+def test_a_sweep_that_takes_an_argument(folder):
+    path = write(folder, "asked.py")
+    with pytest.raises(UserError, match=r"takes no argument: remove ':some'"):
+        sweep.read_sweep(f"{path}:some")
+    text = path.read_text().replace("get_sweep()", "get_sweep(budget)")
+    text = text.replace('"6 steps"', 'f"{int(budget)} steps"')
+    path.write_text(f'"""Give a number."""\n{text}')
+    assert sweep.read_sweep(f"{path}:9").budget == "9 steps"
+    for argument in ("", ":nine"):
+        with pytest.raises(UserError, match=r"(?s)asked.py:ARG.*Give a number\."):
+            sweep.read_sweep(f"{path}{argument}")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -141,6 +189,26 @@ def test_a_budget_of_seconds_is_measured_once(folder, tmp_path, monkeypatch):
     asked = asked._replace(budget="30 seconds")
     with pytest.raises(UserError, match=r"budget of '60 seconds', .* '30 seconds'"):
         sweep.budgeted(asked, trial, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "stages"),
+    [
+        ("test/accuracy", 2),  # it has no test file
+        ("eval/entity_f1", 2),
+        ("score/accuracy", 2),
+        ("eval/accuracy", 1),
+        ("test/loss", 1),
+    ],
+)
+def test_metrics_that_no_trial_can_have_are_refused(folder, tmp_path, metric, stages):
+    asked = sweep.read_sweep(str(write(folder, "metric.py")))
+    asked = asked._replace(stages=asked.stages[:stages], metrics=(metric,))
+    trials = sweep.make_trials(asked, tmp_path)
+    with pytest.raises(UserError, match=rf"have the metric '{metric}'.*tagging: ent"):
+        sweep.check_metrics(asked, trials)
+    good = ("eval/masked_loss",) if stages == 1 else ("eval/macro_f1", "eval/loss")
+    sweep.check_metrics(asked._replace(metrics=good), trials)
 
 
 def test_nothing_starts_where_a_trial_is_wrong(folder, tmp_path):
@@ -180,7 +248,8 @@ def test_a_sweep_runs_resumes_and_reports(folder, capsys, monkeypatch):
     page = (workdir / "report.html").read_text()
     assert "data:image/png" in page and "1_finetune" in page
     table = (workdir / "report.md").read_text()
-    assert "| learning_rate=0.01," in table and "## eval/accuracy" in table
+    assert "| learning_rate=0.01 |" in table and "## topic: eval/accuracy" in table
+    assert "| by counting: TF-IDF |" in table
     assert len((workdir / "report.csv").read_text().splitlines()) == 3
 
     def never(*_):
@@ -218,14 +287,46 @@ def test_what_failed_is_told_and_retried(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(sweep, "execute", execute)
     monkeypatch.setattr(sweep, "report", lambda *_: None)
-    assert run(path, workdir) == 0
+    assert run(path, workdir) == 1
     shown = capsys.readouterr().out
     assert shown.count("FAILED") == 2 and "full of eels" in shown
     assert "it starts from" in shown and "--retry" in shown
     failing.clear()
-    assert run(path, workdir) == 0 and "FAILED" in capsys.readouterr().out
+    assert run(path, workdir) == 1 and "FAILED" in capsys.readouterr().out
     assert run(path, workdir, "--retry") == 0
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_killed_half_way_and_in_processes_of_their_own(folder):
+    """A sweep that was killed in a trial goes on to where an undisturbed one ends, and
+    two trials at once come to the same."""
+    path, root = (
+        write(folder, "killed.py", budget="12 steps"),
+        Path(__file__).parents[1],
+    )
+    line = [sys.executable, str(root / "sweep.py"), f"--sweep={path}"]
+    killed, apart = folder / "killed", folder / "apart"
+    process = subprocess.Popen(
+        [*line, f"--workdir={killed}"], stdout=subprocess.PIPE, text=True, cwd=root
+    )
+    for said in process.stdout:
+        if said.startswith("step 3/12"):
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not [*killed.glob("**/trial.json")]
+    for workdir, more in ((killed, []), (apart, ["--processes=2"])):
+        done = subprocess.run(
+            [*line, f"--workdir={workdir}", *more],
+            cwd=root,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (killed / "report.csv").read_text().replace("killed", "apart") == (
+        apart / "report.csv"
+    ).read_text()
+    assert "step 12/12" in next(apart.glob("0_train/*/0/log.txt")).read_text()
 
 
 # Comparing
@@ -276,6 +377,54 @@ def test_summaries_literal(tmp_path):
     swept["base"]["optim.b1"] = 0.5
     assert comparison.draw_swept(found, swept, "eval/loss") is None
     assert comparison.draw_swept(found, {v: {} for v in values}, "eval/loss") is None
+
+
+def test_the_base_is_the_first_that_started_alike(tmp_path):
+    """One that is alone in where it started is compared with the first of all."""
+    starts = {"base": "a", "other": "a", "third": "b", "fourth": "b", "last": "c"}
+    runs = some_runs(tmp_path, {name: {0: float(i)} for i, name in enumerate(starts)})
+    runs = [run._replace(start=starts[run.variant]) for run in runs]
+    found = comparison.summaries(runs, "eval/loss")
+    less = {name: summary.differences for name, summary in found.items()}
+    assert less == {"base": [], "other": [1], "third": [], "fourth": [1], "last": [4]}
+
+
+def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
+    """And what failed; a curve is drawn where there is one."""
+    runs = some_runs(tmp_path, {"x, one": {0: 1.0}, "x, two": {0: 2.0}})
+    runs = [run._replace(table=run.variant[3:], start="x") for run in runs]
+    lines = {"eval": {"TF-IDF": {"loss": 0.5, "f1": 0.1}}}
+    results = {"splits": {"eval": {"loss": 0.7}}, "lines": lines}
+    (runs[1].folder / "results.json").write_text(json.dumps(results))
+    (runs[0].folder / "lines.json").write_text(
+        json.dumps([{"name": "unigram", "metric": "loss", "value": 3.0}])
+    )
+    swept = {run.variant: {} for run in runs}
+    failed = {"out/<three>": "no disk"}
+    comparison.write_report(runs, ("eval/loss",), swept, tmp_path / "out", failed)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert re.findall(r"^## (.*)|^\| (.*?) \| 1 \| (.*?) ", text, re.M) == [
+        ("one: eval/loss", "", ""),
+        ("", "x", "1"),
+        ("", "by counting: unigram", "3"),
+        ("two: eval/loss", "", ""),
+        ("", "x", "0.7"),
+        ("", "by counting: TF-IDF", "0.5"),
+        ("Failed", "", ""),
+        ("Runs", "", ""),
+    ]
+    assert "- out/<three>: no disk" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<li>out/&lt;three&gt;: no disk</li>" in page
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        "one_eval_loss.png",
+        "two_eval_loss.png",
+    }
+    scored = {"splits": {"score": {"accuracy": 0.6, "5-gram/accuracy": 0.5}}}
+    (runs[0].folder / "lines.json").unlink()
+    (runs[0].folder / "results.json").write_text(json.dumps(scored))
+    assert comparison.lines_of(runs[0].folder, "score/accuracy") == {"5-gram": 0.5}
+    assert comparison.lines_of(runs[0].folder, "eval/accuracy") == {}
 
 
 def test_runs_that_share_nothing_are_not_compared(tmp_path):

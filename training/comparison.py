@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,20 @@ COLUMNS = ("trial", "runs", "median", "mean", "sd", "95 % of the mean", "less ba
 
 
 class Run(NamedTuple):
-    """A run folder, of the variant and the seed; `line` is what it was begun with."""
+    """A run folder, of the variant and the seed.
+
+    Attributes:
+        line: what it was begun with.
+        table: that it stands in.
+        start: the variant of the run that it started from.
+    """
 
     variant: str
     seed: int
     folder: Path
     line: str
+    table: str = ""
+    start: str = ""
 
 
 class Summary(NamedTuple):
@@ -59,6 +68,30 @@ def value_of(folder: Path, metric: str) -> float | None:
     return rows[-1][metric] if rows else None
 
 
+def lines_of(folder: Path, metric: str) -> dict[str, float]:
+    """What those come to in a metric of a run who only count, by name."""
+    split, _, name = metric.partition("/")
+    path, results = folder / "lines.json", folder / "results.json"
+    if path.exists():
+        lines = json.loads(path.read_text())
+        own = [line for line in lines if metric == f"eval/{line['metric']}"]
+        return {line["name"]: line["value"] for line in own}
+    if not results.exists():
+        return {}
+    found = json.loads(results.read_text())
+    if "lines" in found and split in found["lines"]:
+        lines = found["lines"][split]
+        return {own: lines[own][name] for own in lines if name in lines[own]}
+    if split not in found["splits"]:
+        return {}
+    beside, ending = found["splits"][split], f"/{name}"
+    return {
+        own.removesuffix(ending): value
+        for own, value in beside.items()
+        if own.endswith(ending)
+    }
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Where the mean lies, by resampling the values; None of fewer than two."""
     if len(values) < 2:
@@ -78,28 +111,50 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def summaries(runs: Sequence[Run], metric: str) -> dict[str, Summary]:
-    """Of each variant; the first one is the base.
+    """Of each variant, in its order. Its base is the first one that started where it
+    did, or where that is the only one there the first of all.
 
     Raises:
         UserError: a metric that no run has, with those that there are.
     """
     found: dict[str, dict[int, float]] = {}
+    starts: dict[str, list[str]] = {}
     for run in runs:
         value = value_of(run.folder, metric)
-        if value is not None:
-            found.setdefault(run.variant, {})[run.seed] = value
+        if value is None:
+            continue
+        if run.variant not in found:
+            starts.setdefault(run.start, []).append(run.variant)
+        found.setdefault(run.variant, {})[run.seed] = value
     if not found:
         raise UserError(
             f"no run has the metric {metric!r}: there are {', '.join(known(runs))}"
         )
-    base = next(iter(found.values()))
+    bases = {
+        variant: together[0] if len(together) > 1 else next(iter(found))
+        for together in starts.values()
+        for variant in together
+    }
     summed = {}
     for variant, values in found.items():
+        base = found[bases[variant]]
         paired = [values[seed] - base[seed] for seed in values if seed in base]
         paired = [] if values is base else paired
         own = [*values.values()]
         summed[variant] = Summary(own, interval(own), paired, interval(paired))
     return summed
+
+
+def counted(runs: Sequence[Run], metric: str) -> dict[str, Summary]:
+    """Of the lines that the runs have in a metric, over their seeds."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        for name, value in lines_of(run.folder, metric).items():
+            found.setdefault(f"by counting: {name}", {})[run.seed] = value
+    return {
+        name: Summary([*values.values()], interval([*values.values()]), [], None)
+        for name, values in found.items()
+    }
 
 
 def known(runs: Sequence[Run]) -> list[str]:
@@ -193,7 +248,8 @@ def draw(runs: Sequence[Run], metric: str) -> bytes:
         mean, colour = points.mean(axis=0), f"C{number % 10}"
         for panel, (place, scale, _) in zip(panels, axes, strict=True):
             x = mean[:, place] / scale
-            panel.plot(x, mean[:, 3], color=colour, marker=".", label=variant)
+            name = shown_name(variant, runs)
+            panel.plot(x, mean[:, 3], color=colour, marker=".", label=name)
             low, high = points[..., 3].min(axis=0), points[..., 3].max(axis=0)
             panel.fill_between(x, low, high, color=colour, alpha=0.2)
     name = metric.replace("eval/", "held-out ").replace("_", " ")
@@ -254,29 +310,49 @@ def write_report(
     metrics: Sequence[str],
     swept: Mapping[str, Mapping[str, Any]],
     folder: Path,
+    failed: Mapping[str, str],
 ) -> None:
     """report.md, report.csv, report.html and the pictures; prints the tables.
+
+    Args:
+        swept: settings of each variant.
+        failed: what went wrong, by the trial.
 
     Raises:
         UserError: a metric that no run has.
     """
-    found = {metric: summaries(runs, metric) for metric in metrics}
+    sections = {}
+    for metric in metrics:
+        summaries(runs, metric)  # some run has it
+        for name in dict.fromkeys(run.table for run in runs):
+            own = [run for run in runs if run.table == name]
+            if any(value_of(run.folder, metric) is not None for run in own):
+                title = f"{name}: {metric}" if name else metric
+                sections[title] = own, metric, summaries(own, metric)
     folder.mkdir(parents=True, exist_ok=True)
     text, page = ["# Comparison\n"], []
-    for metric, one in found.items():
-        rows = table(one)
-        pictures = {}
+    for title, (own, metric, one) in sections.items():
+        rows = table(one | counted(own, metric))
+        for row, variant in zip(rows, one, strict=False):
+            row[0] = shown_name(variant, own)
+        stem, pictures = re.sub(r"\W+", "_", title), {}
         if metric.startswith("eval/"):
-            pictures[f"{metric.replace('/', '_')}.png"] = draw(runs, metric)
+            pictures[f"{stem}.png"] = draw(own, metric)
         against = draw_swept(one, swept, metric)
         if against is not None:
-            pictures[f"{metric.replace('/', '_')}_swept.png"] = against
+            pictures[f"{stem}_swept.png"] = against
         for name, content in pictures.items():
             (folder / name).write_bytes(content)
-        text += [f"## {metric}\n", markdown(rows), ""]
-        text += [f"![{metric}]({name})\n" for name in pictures]
-        page += [f"<h2>{html.escape(metric)}</h2>", html_table(rows, COLUMNS)]
+        text += [f"## {title}\n", markdown(rows), ""]
+        text += [f"![{title}]({name})\n" for name in pictures]
+        page += [f"<h2>{html.escape(title)}</h2>", html_table(rows, COLUMNS)]
         page += [inline(content) for content in pictures.values()]
+        print(f"\n{title}\n{markdown(rows)}")
+    if failed:
+        told = [f"{trial}: {error}" for trial, error in failed.items()]
+        text += ["## Failed\n", *(f"- {line}" for line in told), ""]
+        items = (f"<li>{html.escape(line)}</li>" for line in told)
+        page += ['<h2>Failed</h2><ul class="failed">', *items, "</ul>"]
     text += ["## Runs\n"]
     linked = []
     for run in runs:
@@ -293,9 +369,14 @@ def write_report(
     body = "\n".join([*page, "<h2>Runs</h2><ul>", *linked, "</ul>"])
     (folder / "report.html").write_text(PAGE.replace("BODY", body))
     write_values(runs, folder / "report.csv")
-    for metric, one in found.items():
-        print(f"\n{metric}\n{markdown(table(one))}")
     print(f"\nreport: {folder / 'report.html'} (report.md, report.csv)")
+
+
+def shown_name(variant: str, runs: Sequence[Run]) -> str:
+    """A variant without the name of the table that its runs stand in, and without
+    "base" where something differs."""
+    words = [word for word in variant.split(", ") if word != runs[0].table]
+    return ", ".join(word for word in words if word != "base") or "base"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -326,6 +407,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; display: block; }
+ul.failed { color: #b00020; }
 code { font-size: 12px; color: #555; overflow-wrap: anywhere; }
 </style>
 <h1>Comparison</h1>
@@ -369,4 +451,4 @@ def compare(folders: Sequence[Path], output: Path) -> None:
             f"{', '.join(map(str, folders))} have no metric in common: "
             "compare runs of one kind"
         )
-    write_report(runs, sorted(shared), {run.variant: {} for run in runs}, output)
+    write_report(runs, sorted(shared), {run.variant: {} for run in runs}, output, {})

@@ -15,20 +15,23 @@ class Stage(NamedTuple):
     """A command that each of its variants is run with.
 
     Attributes:
-        command: "train", "finetune" or "score".
-        config: its file, as `--config` names it; of "score" what is scored, "pairs".
+        command: "train", "finetune" or "score"; "run" is a run that there is.
+        config: its file, as `--config` names it; of "score" what is scored, "pairs"; of
+            "run" its folder.
         variants: what each does otherwise than the file, of "score" its flags; the
             first one is the base.
+        label: what it is called beside others, "": as its config.
     """
 
     command: str
     config: str
     variants: tuple[Overrides, ...]
+    label: str = ""
 
     @property
     def name(self) -> str:
         """bert_mini of configs/bert_mini.py:tiny, pairs of score.py's pairs."""
-        return Path(self.config.partition(".py")[0]).name
+        return self.label or Path(self.config.partition(".py")[0]).name
 
 
 class Sweep(NamedTuple):
