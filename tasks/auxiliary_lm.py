@@ -21,9 +21,8 @@ from data.masking import Masking
 from data.tokenizers import Tokenizer
 from data.windows import Batch, next_token_targets
 from errors import UserError
-from models.transformer import Prediction
-from objectives.cross_entropy import Sums
-from pretraining.language_model import word_loss
+from models.transformer import Prediction, logits
+from objectives.cross_entropy import Sums, in_chunks, weighted_cross_entropy
 
 MASK_TOKEN_RATE, RANDOM_TOKEN_RATE = 0.8, 0.1  # BERT, appendix A.1
 
@@ -152,5 +151,11 @@ def masked_loss(
 
 
 def token_loss(prediction: Prediction, batch: dict, chunks: int) -> Sums:
-    named = {"targets": batch["lm_targets"], "weights": batch["lm_weights"]}
-    return word_loss(prediction, named, chunks)
+    return in_chunks(
+        weighted_cross_entropy,
+        lambda states: logits(prediction._replace(states=states)),
+        prediction.states,
+        batch["lm_targets"],
+        batch["lm_weights"],
+        chunks,
+    )

@@ -11,8 +11,8 @@ import numpy as np
 
 import configs
 import configs.finetune
-from benchmarks import pretraining_gain
 from configs.finetune import glue, topic
+from configs.sweeps import tasks
 from models import heads
 from predict import parse_arguments
 from score import parse_arguments as parse_score
@@ -119,8 +119,8 @@ def test_what_has_a_result_does_not_say_that_nothing_was_measured():
     """Configs that docs/results.md names, or whose tasks stand in its tables."""
     results = TEXTS["results.md"]
     measured = {*re.findall(r"configs/(?:finetune/)?(\w+)\.py", results)}
-    for tasks in re.findall(r"--tasks=(\S+)", results):
-        measured |= {pretraining_gain.TASKS[task][0] for task in tasks.split(",")}
+    for named in re.findall(r"sweeps/tasks\.py:DATA,([\w+]+)", results):
+        measured |= {tasks.TASKS[name][0] for name in named.split("+")}
     assert {"gpt_mini", "nsmc", "tagging"} <= measured
     for folder in ("configs", "configs/finetune"):
         for path in sorted((ROOT / folder).glob("*.py")):
