@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -426,11 +427,41 @@ def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
         "one_eval_loss.png",
         "two_eval_loss.png",
     }
+    (runs[0].folder / "lines.json").write_text(
+        json.dumps([{"name": "unigram", "metric": "loss", "value": 3.0}])
+    )
+    alike = [runs[0], runs[0]._replace(variant="x, more")]
+    (name,) = comparison.counted(alike, "eval/loss")
+    assert name == "by counting: unigram"
+    assert [*comparison.counted(runs, "eval/loss")] == [
+        "by counting: unigram, x",
+        "by counting: TF-IDF, x, two",
+    ]
     scored = {"splits": {"score": {"accuracy": 0.6, "5-gram/accuracy": 0.5}}}
     (runs[0].folder / "lines.json").unlink()
     (runs[0].folder / "results.json").write_text(json.dumps(scored))
     assert comparison.lines_of(runs[0].folder, "score/accuracy") == {"5-gram": 0.5}
     assert comparison.lines_of(runs[0].folder, "eval/accuracy") == {}
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_page_is_opened(tmp_path):
+    """By itself: its picture is in it, and nothing is asked of a network."""
+    runs, page = some_runs(tmp_path, {"a": {0: 1.0}}), tmp_path / "out" / "report.html"
+    comparison.write_report(runs, ("eval/loss",), {"a": {}}, tmp_path / "out", {})
+    assert "http" not in page.read_text()
+    script = "document.title = [...document.images].map(x => x.naturalWidth).join()"
+    page.write_text(f"{page.read_text()}<script>onload = () => {script}</script>")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    shown = subprocess.run(
+        [*command, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert int(re.search(r"<title>(\d+)</title>", shown)[1]) > 500
+    assert shown.count("<td>") == 7
 
 
 def test_runs_that_share_nothing_are_not_compared(tmp_path):

@@ -146,15 +146,22 @@ def summaries(runs: Sequence[Run], metric: str) -> dict[str, Summary]:
 
 
 def counted(runs: Sequence[Run], metric: str) -> dict[str, Summary]:
-    """Of the lines that the runs have in a metric, over their seeds."""
-    found: dict[str, dict[int, float]] = {}
+    """Of the lines that the runs have in a metric, over their seeds; by the variant
+    where another tokenizer or other labels make them others."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         for name, value in lines_of(run.folder, metric).items():
-            found.setdefault(f"by counting: {name}", {})[run.seed] = value
-    return {
-        name: Summary([*values.values()], interval([*values.values()]), [], None)
-        for name, values in found.items()
-    }
+            of_name = found.setdefault(name, {})
+            of_name.setdefault(run.variant, {})[run.seed] = value
+    summed = {}
+    for name, by_variant in found.items():
+        first, *others = by_variant.values()
+        is_one = all(values == first for values in others)
+        for variant, values in ({"": first} if is_one else by_variant).items():
+            own = [*values.values()]
+            of = f", {shown_name(variant, runs)}" if variant else ""
+            summed[f"by counting: {name}{of}"] = Summary(own, interval(own), [], None)
+    return summed
 
 
 def known(runs: Sequence[Run]) -> list[str]:
