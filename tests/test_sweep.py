@@ -430,13 +430,17 @@ def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
     (runs[0].folder / "lines.json").write_text(
         json.dumps([{"name": "unigram", "metric": "loss", "value": 3.0}])
     )
-    alike = [runs[0], runs[0]._replace(variant="x, more")]
-    (name,) = comparison.counted(alike, "eval/loss")
-    assert name == "by counting: unigram"
-    assert [*comparison.counted(runs, "eval/loss")] == [
-        "by counting: unigram, x",
-        "by counting: TF-IDF, x, two",
-    ]
+    alike = [runs[0], runs[0]._replace(variant="y, one")]
+    assert [*comparison.counted(alike, "eval/loss")] == ["by counting: unigram"]
+    other = alike[1]._replace(folder=tmp_path / "other")
+    other.folder.mkdir()
+    text = (runs[0].folder / "lines.json").read_text()
+    (other.folder / "lines.json").write_text(text.replace("3.0", "4.0"))
+    found = comparison.counted([runs[0], other], "eval/loss")
+    assert {name: summary.values for name, summary in found.items()} == {
+        "by counting: unigram, x": [3.0],
+        "by counting: unigram, y": [4.0],
+    }
     scored = {"splits": {"score": {"accuracy": 0.6, "5-gram/accuracy": 0.5}}}
     (runs[0].folder / "lines.json").unlink()
     (runs[0].folder / "results.json").write_text(json.dumps(scored))
