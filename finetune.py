@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 import models
@@ -43,7 +44,7 @@ from tasks.record import Kind
 from tasks.splits import Splits
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
-from training.metrics import draw_curves, read_metrics
+from training.metrics import Watch, draw_curves, read_metrics
 from training.optimizers import (
     assign_groups,
     group_summary,
@@ -74,8 +75,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def finetune(config: ConfigDict, workdir: Path) -> Result:
-    """Starts or resumes the run in `workdir`, tells of it, and predicts at its end.
+def finetune(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Result:
+    """Starts or resumes the run in `workdir`, tells of it, and predicts at its end;
+    `watch`: `runs.execute`.
 
     Raises:
       UserError: settings, data or a run folder that do not fit each other.
@@ -93,7 +95,7 @@ def finetune(config: ConfigDict, workdir: Path) -> Result:
                 record_origin(workdir, tuning)
                 runs.record(workdir, job.plan, config.optim.learning_rate)
             result = runs.execute(
-                job, workdir, stop, lambda first: describe(tuning, job, first)
+                job, workdir, stop, lambda first: describe(tuning, job, first), watch
             )
             if result.signal is None:
                 write_results(tuning, job, workdir, stop)
@@ -119,6 +121,14 @@ def show_batch(config: ConfigDict) -> str:
     configs.check(config)
     tuning = open_task(config, None)
     return described(tuning, tuning.feed("train").batches[0], rows=4)
+
+
+def rates(config: ConfigDict) -> dict[str, Float[np.ndarray, " steps"]]:
+    """Of each group of parameters, by its pattern, the rate of every update."""
+    configs.check(config)
+    job = make_job(open_task(config, None), make_mesh(config))
+    steps = np.arange(job.total_steps)
+    return {name: np.asarray(rate(steps)) for name, rate in job.plan.rates.items()}
 
 
 def finetune_seeds(config: ConfigDict, workdir: Path, count: int) -> list[Result]:

@@ -38,7 +38,7 @@ from pretraining.course import Phase, course_of, describe_course
 from pretraining.record import HeldOut, Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
-from training.metrics import draw_curves, read_metrics
+from training.metrics import Watch, draw_curves, read_metrics
 from training.optimizers import (
     assign_groups,
     group_summary,
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def train(config: ConfigDict, workdir: Path) -> Result:
-    """Starts or resumes the run in `workdir`, and tells of it.
+def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Result:
+    """Starts or resumes the run in `workdir`, and tells of it; `watch`: `runs.execute`.
 
     Raises:
       UserError: settings, data or a run folder that do not fit each other.
@@ -93,6 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> Result:
                 workdir,
                 stop,
                 lambda first: describe(config, job, data, first, lines),
+                watch,
             )
             if parallel.is_first():
                 report(config, result, lines)

@@ -109,7 +109,8 @@ def train(
     if not sample:
         raise UserError(
             "the corpus holds no text to train a tokenizer on "
-            f"(sample_bytes is {sample_bytes:,})"
+            f"(sample_bytes is {sample_bytes:,}, and held-out documents are not "
+            "read): add documents, apart by data.document_boundary"
         )
     if algorithm == "wordpiece":
         tokenizer = _train_wordpiece(sample, vocab_size, steps, special_tokens)

@@ -116,7 +116,12 @@ def fit(
     """
     step = int(state.step)
     pending: tuple[int, dict, dict] | None = None
-    bar = tqdm(total=total_steps, initial=step, unit="step", disable=None)
+    bar = tqdm(
+        total=total_steps,
+        initial=step,
+        unit="step",
+        disable=writer.watch is not None or None,  # None: where there is no terminal
+    )
     timer = _Timer(step)
     last_save = time.monotonic()
     history = {at: criterion(values) for at, values in writer.evaluations.items()}
@@ -133,7 +138,13 @@ def fit(
             since, seconds, metrics["input_wait"] = timer.look(at)
             metrics |= speed(work, since, at, seconds, batch)
             writer.write(at, {f"train/{k}": v for k, v in metrics.items()})
-            show(bar, at, metrics, work(at, total_steps).tokens)
+            show(
+                bar,
+                at,
+                metrics,
+                work(at, total_steps).tokens,
+                prints=writer.watch is None,
+            )
 
     def evaluate_and_keep() -> None:
         values = evaluate(state.params)
@@ -190,12 +201,14 @@ def speed(
     return costs.throughput(work(first, last), seconds, share)
 
 
-def show(bar: tqdm, step: int, metrics: dict[str, float], tokens_left: int) -> None:
+def show(
+    bar: tqdm, step: int, metrics: dict[str, float], tokens_left: int, *, prints: bool
+) -> None:
     """In the progress bar, or as a line where there is no terminal."""
     seconds_left = tokens_left / metrics["tokens_per_second"]
     shown = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_second']:,.0f} tokens/s"
     bar.set_postfix_str(shown)
-    if bar.disable:
+    if bar.disable and prints:
         print(
             f"step {step}/{bar.total}  {shown}, {seconds_left / 60:.1f} minutes left",
             flush=True,

@@ -1,12 +1,14 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
+import io
 import json
 import math
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+Watch = Callable[[int, int], None]  # (updates done, of how many)
 Row = dict[str, int | float]  # `step`, and the values that were written at it
 
 
@@ -18,10 +20,20 @@ class MetricsWriter:
 
     Attributes:
       evaluations: step -> the values of the evaluation that stood there, in order.
+      watch: called with the step after each line; it stands in for a progress bar.
     """
 
-    def __init__(self, folder: Path, step: int, *, writes: bool):
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        *,
+        writes: bool,
+        watch: Callable[[int], None] | None = None,
+    ):
         from tensorboardX import SummaryWriter
+
+        self.watch = watch
 
         path = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(path) if row["step"] <= step]
@@ -49,6 +61,8 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        if self.watch is not None:
+            self.watch(step)
 
     def close(self) -> None:
         self._file.close()
@@ -86,7 +100,7 @@ def averaged(steps: list, values: list) -> tuple[list, list]:
 
 def draw_curves(
     rows: list[Row],
-    target: Path,
+    target: Path | io.BytesIO,
     lines: Sequence[tuple[str, str, float]],
     metrics: Sequence[str] = ("loss",),
 ) -> None:

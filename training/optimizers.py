@@ -325,6 +325,19 @@ def group_schedule(group: Group, schedule: Mapping[str, Any]) -> optax.Schedule:
     return lambda step: group.multiplier * shared(step)
 
 
+def group_rates(groups: Any, schedule: Mapping[str, Any]) -> dict[str, optax.Schedule]:
+    """Of each group, by its pattern, the rate of an update; 0 while it is frozen."""
+
+    def rate(group: Group) -> optax.Schedule:
+        own = group_schedule(group, schedule)
+        return lambda step: jnp.where(
+            group.frozen | (step < group.thaw_at), 0.0, own(step)
+        )
+
+    found = {group.number: group for group in jax.tree.leaves(groups)}
+    return {group.pattern: rate(group) for _, group in sorted(found.items())}
+
+
 def make_optimizer(
     groups: Any,
     schedule: Mapping[str, Any],

@@ -24,8 +24,9 @@ from jax.sharding import Mesh
 from errors import UserError
 from training import costs, loop, parallel, step
 from training.checkpoints import Checkpoints, DamagedCheckpoint
-from training.metrics import MetricsWriter, read_metrics
+from training.metrics import MetricsWriter, Watch, read_metrics
 from training.optimizers import (
+    group_rates,
     group_table,
     make_optimizer,
     make_schedule,
@@ -42,6 +43,7 @@ class Plan:
 
     Attributes:
         groups: the tree of the parameters' groups.
+        rates: of each group, by its pattern.
         state: shape, type and place of every array.
         loss_terms: with what is frozen cut off, and gathered where the mesh cuts it;
             with what is carried where the state has such.
@@ -49,6 +51,7 @@ class Plan:
 
     mesh: Mesh
     groups: Any
+    rates: dict[str, optax.Schedule]
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     state: TrainState
@@ -300,6 +303,7 @@ def make_plan(
     return Plan(
         mesh,
         groups,
+        group_rates(groups, schedule),
         make_schedule(**schedule),
         optimizer,
         state,
@@ -435,17 +439,27 @@ def dry_run(job: Job) -> str:
 
 
 def execute(
-    job: Job, workdir: Path, stop: loop.StopSignal, describe: Callable[[int], None]
+    job: Job,
+    workdir: Path,
+    stop: loop.StopSignal,
+    describe: Callable[[int], None],
+    watch: Watch | None,
 ) -> Result:
     """Begins or resumes the run in `workdir`, to its end or until told to stop.
 
-    `describe(first step)` tells of what is about to be trained. A run that is over is
-    left as it is, and said to be done, without compiling anything. A checkpoint that is
-    damaged is set aside for the one before it.
+    `describe(first step)` tells of what is about to be trained. `watch` is called each
+    time that numbers were written, and stands in for the progress bar. A run that is
+    over is left as it is, and said to be done, without compiling anything. A checkpoint
+    that is damaged is set aside for the one before it.
     """
     checkpoints = Checkpoints(workdir)
     first = checkpoints.latest_step() or 0
-    writer = MetricsWriter(workdir, first, writes=parallel.is_first())
+    writer = MetricsWriter(
+        workdir,
+        first,
+        writes=parallel.is_first(),
+        watch=watch and (lambda step: watch(step, job.total_steps)),
+    )
     history = {at: job.criterion(values) for at, values in writer.evaluations.items()}
     if not loop.is_over(
         first,
@@ -464,7 +478,7 @@ def execute(
         except DamagedCheckpoint as damage:
             writer.close()
             checkpoints.set_aside(damage)
-            return execute(job, workdir, stop, describe)
+            return execute(job, workdir, stop, describe, watch)
     else:
         print(f"step {first}: the run is done")
     writer.close()
