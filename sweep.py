@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -97,22 +96,8 @@ def main(argv: list[str]) -> int:
     errors.check_folder(workdir, "--workdir")
     trials = [budgeted(asked, trial, workdir) for trial in trials]
     print(listed(asked, trials), flush=True)
-    status = run_all(trials, arguments.retry, arguments.processes)
-    if status == 0:
-        failed = {
-            str(trial.folder): trial.outcome()["error"]
-            for trial in trials
-            if trial.outcome()["status"] == "failed"
-        }
-        last = [trial for trial in trials if trial.round == len(asked.rounds) - 1]
-        for folder, error in failed.items():
-            print(f"FAILED {folder}: {error}")
-        if failed:
-            status = 1
-            print("--retry runs those that failed again")
-        if any(trial.outcome()["status"] == "done" for trial in last):
-            report(asked, last, failed, workdir)
-    return status
+    stopped = run_all(trials, arguments.retry, arguments.processes)
+    return stopped or report(asked, trials, workdir)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -143,7 +128,8 @@ def read_sweep(asked: str) -> Sweep:
     """The sweep of a file, FILE.py or FILE.py:ARGUMENT.
 
     Raises:
-      UserError: no such file, or a sweep without trials, or of what there is not.
+      UserError: no such file, an argument that it does not take, or lacks; as
+        `check_sweep`.
     """
     name, suffix, argument = asked.partition(".py")
     path = name + suffix
@@ -168,6 +154,12 @@ def read_sweep(asked: str) -> Sweep:
             f"{argument[1:]!r} is not understood ({error!r}); its head says:\n"
             f"{(module.__doc__ or '').strip()}"
         ) from error
+    check_sweep(sweep, path)
+    return sweep
+
+
+def check_sweep(sweep: Sweep, path: str) -> None:
+    """UserError for a sweep without trials, or of what there is not."""
     for number, stage in enumerate(itertools.chain(*sweep.rounds)):
         if stage.command not in (*SCRIPTS, "run"):
             raise UserError(
@@ -191,7 +183,6 @@ def read_sweep(asked: str) -> Sweep:
             f"budget={sweep.budget!r} of {path} is none: write it as '1500 steps', "
             "'10M tokens', '3e13 flops' or '600 seconds'"
         )
-    return sweep
 
 
 def parse_budget(text: str) -> tuple[float, str] | None:
@@ -525,15 +516,25 @@ def keep_outcome(trial: Trial, error: str) -> None:
 # Comparing.
 
 
-def report(
-    sweep: Sweep, trials: list[Trial], failed: Mapping[str, str], workdir: Path
-) -> None:
-    """report.md, .csv, .html and pictures, of the trials of the last stage.
+def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> int:
+    """report.md, .csv, .html and pictures, of the trials of the last stage; the exit
+    status, 1 where some trial failed.
 
     Raises:
       UserError: a metric that no trial has.
     """
-    done = [trial for trial in trials if trial.outcome()["status"] == "done"]
+    outcomes = {trial.folder: trial.outcome() for trial in trials}
+    failed = {
+        str(folder): found["error"]
+        for folder, found in outcomes.items()
+        if found["status"] == "failed"
+    }
+    done = [
+        trial
+        for trial in trials
+        if trial.round == len(sweep.rounds) - 1
+        and outcomes[trial.folder]["status"] == "done"
+    ]
     runs = [
         comparison.Run(
             trial.variant,
@@ -545,8 +546,14 @@ def report(
         )
         for trial in done
     ]
-    swept = {trial.variant: trial.overrides for trial in done}
-    comparison.write_report(runs, sweep.metrics, swept, workdir, failed)
+    if runs:
+        swept = {trial.variant: trial.overrides for trial in done}
+        comparison.write_report(runs, sweep.metrics, swept, workdir, failed)
+    for folder, error in failed.items():
+        print(f"FAILED {folder}: {error}")
+    if failed:
+        print("--retry runs those that failed again")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -288,7 +288,7 @@ def test_what_failed_is_told_and_retried(folder, capsys, monkeypatch):
         return 0
 
     monkeypatch.setattr(sweep, "execute", execute)
-    monkeypatch.setattr(sweep, "report", lambda *_: None)
+    monkeypatch.setattr(sweep.comparison, "write_report", lambda *_: None)
     assert run(path, workdir) == 1
     shown = capsys.readouterr().out
     assert shown.count("FAILED") == 2 and "full of eels" in shown
