@@ -82,22 +82,40 @@ def main(argv: list[str]) -> int:
     if arguments.runs:
         comparison.compare([Path(run) for run in arguments.runs], arguments.output)
         return 0
-    workdir = arguments.workdir
-    asked = read_sweep(arguments.sweep)
-    trials = make_trials(asked, workdir)
-    for trial in trials:
-        check(trial)
-    check_metrics(asked, trials)
+    asked, workdir = read_sweep(arguments.sweep), arguments.workdir
     if arguments.list:
-        if not asked.budget.endswith("seconds"):
-            trials = [budgeted(asked, trial, workdir) for trial in trials]
-        print(listed(asked, trials))
+        print(show(asked, workdir))
         return 0
+    return run(asked, workdir, arguments.retry, arguments.processes)
+
+
+def show(asked: Sweep, workdir: Path) -> str:
+    """The trials of a sweep, and what they cost; nothing is run.
+
+    Raises:
+      UserError: as `planned`.
+    """
+    trials = planned(asked, workdir)
+    if not asked.budget.endswith("seconds"):
+        trials = [budgeted(asked, trial, workdir) for trial in trials]
+    return listed(asked, trials)
+
+
+def run(asked: Sweep, workdir: Path, retry: bool = False, processes: int = 0) -> int:
+    """Runs what is open of a sweep, and reports on it; the exit status.
+
+    Args:
+      retry: what failed before, too.
+      processes: that run trials at once; 0: in this one, one after the other.
+
+    Raises:
+      UserError: as `planned`; a folder that cannot be written; as `report`.
+    """
+    trials = planned(asked, workdir)
     errors.check_folder(workdir, "--workdir")
     trials = [budgeted(asked, trial, workdir) for trial in trials]
     print(listed(asked, trials), flush=True)
-    stopped = run_all(trials, arguments.retry, arguments.processes)
-    return stopped or report(asked, trials, workdir)
+    return run_all(trials, retry, processes) or report(asked, trials, workdir)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -122,6 +140,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 # Sweep file -> trials.
+
+
+def planned(asked: Sweep, workdir: Path) -> list[Trial]:
+    """The trials of a sweep, each of which is right.
+
+    Raises:
+      UserError: as `make_trials`, `check` and `check_metrics`.
+    """
+    trials = make_trials(asked, workdir)
+    for trial in trials:
+        check(trial)
+    check_metrics(asked, trials)
+    return trials
 
 
 def read_sweep(asked: str) -> Sweep:
@@ -523,19 +554,25 @@ def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> int:
     Raises:
       UserError: a metric that no trial has.
     """
-    outcomes = {trial.folder: trial.outcome() for trial in trials}
+    outcomes = {str(trial.folder): trial.outcome() for trial in trials}
     failed = {
-        str(folder): found["error"]
+        folder: found["error"]
         for folder, found in outcomes.items()
         if found["status"] == "failed"
     }
-    done = [
-        trial
-        for trial in trials
-        if trial.round == len(sweep.rounds) - 1
-        and outcomes[trial.folder]["status"] == "done"
-    ]
-    runs = [
+    if runs := finished(sweep, trials):
+        swept = {trial.variant: trial.overrides for trial in trials}
+        comparison.write_report(runs, sweep.metrics, swept, workdir, failed)
+    for folder, error in failed.items():
+        print(f"FAILED {folder}: {error}")
+    if failed:
+        print("--retry runs those that failed again")
+    return 1 if failed else 0
+
+
+def finished(sweep: Sweep, trials: list[Trial]) -> list[comparison.Run]:
+    """The runs of the last stage that are done."""
+    return [
         comparison.Run(
             trial.variant,
             trial.seed,
@@ -544,16 +581,9 @@ def report(sweep: Sweep, trials: list[Trial], workdir: Path) -> int:
             "" if trial.after is None else trial.stage.name,
             "" if trial.after is None else trial.after.variant,
         )
-        for trial in done
+        for trial in trials
+        if trial.round == len(sweep.rounds) - 1 and trial.outcome()["status"] == "done"
     ]
-    if runs:
-        swept = {trial.variant: trial.overrides for trial in done}
-        comparison.write_report(runs, sweep.metrics, swept, workdir, failed)
-    for folder, error in failed.items():
-        print(f"FAILED {folder}: {error}")
-    if failed:
-        print("--retry runs those that failed again")
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":
