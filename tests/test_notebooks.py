@@ -2,6 +2,7 @@
 run from the first cell to the last, at a size that trains in seconds."""
 
 import base64
+import subprocess
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,3 +226,26 @@ def test_an_accelerator_that_jax_does_not_use_is_told(tmp_path):
     assert notebook.fallen_back("gpu", tmp_path) == ""
     (tmp_path / "dev" / "nvidia0").rename(tmp_path / "dev" / "accel0")
     assert ".[tpu]" in notebook.fallen_back("cpu", tmp_path)
+
+
+def test_the_hook_empties_what_is_committed(tmp_path):
+    def git(*words):
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        own += ["-c", f"core.hooksPath={ROOT / '.githooks'}"]
+        line = ["git", *own, *words]
+        done = subprocess.run(
+            line, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    git("init", "-q")
+    book = read(BOOKS["pretrain"])
+    book.cells[1].outputs = [nbformat.v4.new_output("stream", text="told")]
+    book.cells[1].execution_count = 3
+    path = tmp_path / "a book.ipynb"
+    nbformat.write(book, path)
+    git("add", ".")
+    git("commit", "-qm", "one")
+    committed = git("show", f"HEAD:{path.name}")
+    assert nbformat.reads(committed, as_version=4) == read(BOOKS["pretrain"])
+    assert committed == path.read_text(encoding="utf-8")
