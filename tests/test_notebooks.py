@@ -17,6 +17,13 @@ ROOT = Path(__file__).parents[1]
 BOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 COLAB = "https://colab.research.google.com/github"
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+KOREAN = "".join(
+    f"{who} {number}번 영화를 정말 {said}.\n\n"
+    for who in ("우리는", "친구는", "배우가")
+    for number in range(9)
+    for said in ("좋아해요", "싫어해요", "봤어요")
+)
+KOREAN_TABLE = "text,label\n" + "영화를 좋아해요,긍정\n영화를 싫어해요,부정\n" * 20
 TABLE = "text,label\n" + "the dog runs,animal\nthe car drives,thing\n" * 20
 
 SETTINGS = {
@@ -62,8 +69,16 @@ SENTENCE, PROMPT = "returns the name of a file", "returns"
 WORD, MISSPELT, OTHERS = "function", "functoin", ["list", "error"]
 """,
 }
+SETTINGS["tour_ko"] = f"""{SETTINGS["tour"]}
+TEXT, TEXT_OPTIONS = f"{{FOLDER}}/korean.txt", ["--config.data.heldout_fraction=0.3"]
+TASK = f"{{FOLDER}}/korean.csv"
+TASK_OPTIONS = ["--config.optim.epochs=1", "--config.data.max_length=32"]
+TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+SENTENCE, PROMPT = "영화가 정말 재미있다", "영화가"
+"""
 # At least so many, curves included.
 PICTURES = {"pretrain": 1, "finetune": 3, "inside": 4, "ablation": 2, "tour": 9}
+PICTURES["tour_ko"] = PICTURES["tour"]
 
 
 def read(path):
@@ -128,6 +143,8 @@ def test_runs_from_the_first_cell_to_the_last(name, tmp_path, monkeypatch):
         eight = ONE_DEVICE.replace("=1", "=8")
         monkeypatch.setenv("XLA_FLAGS", eight)
     (tmp_path / "table.csv").write_text(TABLE)
+    (tmp_path / "korean.txt").write_text(KOREAN, encoding="utf-8")
+    (tmp_path / "korean.csv").write_text(KOREAN_TABLE, encoding="utf-8")
     book = read(BOOKS[name])
     cell = settings_of(book)
     cell.source = f"FOLDER = {str(tmp_path)!r}\n{SETTINGS[name]}"

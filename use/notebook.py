@@ -23,6 +23,9 @@ from training.metrics import Watch
 from use.run import open_run
 
 BACK_ROW = {"font.size": 15, "lines.linewidth": 2.5, "figure.dpi": 100}
+# Of scripts that matplotlib's own letters lack; the first that is there.
+CJK_FONTS = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "NanumBarunGothic")
+CJK_FONTS += ("Malgun Gothic", "AppleGothic", "Microsoft YaHei", "Hiragino Sans")
 LARGER_BATCH = 4  # times the config's, on an accelerator
 REDRAWN_SECONDS = 5.0
 COPIED_SECONDS = 300.0
@@ -338,9 +341,11 @@ def draw_influence(
 
 def large() -> Any:
     """Within it, whatever is drawn has letters for the back row."""
-    from matplotlib import rc_context
+    from matplotlib import font_manager, rc_context
 
-    return rc_context(BACK_ROW)
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    others = [name for name in CJK_FONTS if name in there][:1]
+    return rc_context(BACK_ROW | {"font.family": ["DejaVu Sans", *others]})
 
 
 def page_of(page: str) -> Any:
