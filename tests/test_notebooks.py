@@ -74,6 +74,7 @@ TEXT, TEXT_OPTIONS = f"{{FOLDER}}/korean.txt", ["--config.data.heldout_fraction=
 TASK = f"{{FOLDER}}/korean.csv"
 TASK_OPTIONS = ["--config.optim.epochs=1", "--config.data.max_length=32"]
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+OWN = {{"GPT": ["--config.data.tokenizer.algorithm=sentencepiece_unigram"]}}
 SENTENCE, PROMPT = "영화가 정말 재미있다", "영화가"
 """
 # At least so many, curves included.

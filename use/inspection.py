@@ -103,7 +103,8 @@ def influence(run: Run, text: str) -> tuple[list[str], Float[np.ndarray, "T T D"
             f"the text has {len(pieces)} tokens, and 1 to {MOST_PIECES} can be shown"
         )
     tokens = np.array(pieces, np.int32)
-    others = (tokens + len(set(pieces))) % run.config.model.vocab_size
+    words = min(run.config.model.vocab_size, run.tokenizer.vocab_size)
+    others = (tokens + 1) % words
     rows = np.stack([tokens, *np.where(np.eye(len(tokens)) > 0, others, tokens)])
     read = run.reads({"tokens": rows.astype(np.int32)})
     read = {name: jnp.asarray(read[name]) for name in run.base.inputs if name in read}
