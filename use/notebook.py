@@ -260,7 +260,7 @@ def draw_confusion(workdir: str | Path, split: str = "eval") -> None:
         [one["gold"] for one in found], [one["label"] for one in found], labels=labels
     )
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = 4 + 0.75 * len(labels)
+    side = 3.5 + 0.55 * len(labels)
 
     def make(figure: Any) -> None:
         axes = figure.subplots()
