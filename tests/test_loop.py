@@ -46,7 +46,13 @@ def batches(first, spoil=None, signal_at=None):
 
 
 def run(
-    folder, total_steps=7, losses=None, eval_every_steps=3, patience=0, **disturbance
+    folder,
+    total_steps=7,
+    losses=None,
+    eval_every_steps=3,
+    patience=0,
+    watch=None,
+    **disturbance,
 ):
     """One invocation: resumes what is in the folder; returns the state and signal.
 
@@ -56,7 +62,7 @@ def run(
     state = create_state({"kernel": jnp.zeros(3)}, TX)
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
-    writer = MetricsWriter(folder, int(state.step), writes=True)
+    writer = MetricsWriter(folder, int(state.step), writes=True, watch=watch)
     losses = iter(losses or itertools.repeat(1.0))
 
     def evaluate(_):
@@ -88,6 +94,21 @@ def run(
         writer.close()
         checkpoints.close()
     return state, stop.received
+
+
+def test_who_watches_is_told_of_each_line_in_place_of_the_bar(tmp_path, capfd):
+    seen = []
+
+    def watch(step):  # the line is there already
+        seen.append((step, read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]))
+
+    run(tmp_path, total_steps=3, watch=watch)
+    steps = [step for step, _ in seen]
+    assert steps == [1, 2, 3, 3]  # the last one is the evaluation
+    assert all(step == written for step, written in seen)
+    assert "step 2/3" not in capfd.readouterr().out
+    run(tmp_path / "other", total_steps=3)
+    assert "step 2/3" in capfd.readouterr().out
 
 
 def saved_steps(folder, name="checkpoints"):

@@ -2,6 +2,7 @@
 run from the first cell to the last, at a size that trains in seconds."""
 
 import base64
+import subprocess
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,13 @@ ROOT = Path(__file__).parents[1]
 BOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 COLAB = "https://colab.research.google.com/github"
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
+KOREAN = "".join(
+    f"{who} {number}번 영화를 정말 {said}.\n\n"
+    for who in ("우리는", "친구는", "배우가")
+    for number in range(9)
+    for said in ("좋아해요", "싫어해요", "봤어요")
+)
+KOREAN_TABLE = "text,label\n" + "영화를 좋아해요,긍정\n영화를 싫어해요,부정\n" * 20
 TABLE = "text,label\n" + "the dog runs,animal\nthe car drives,thing\n" * 20
 
 SETTINGS = {
@@ -40,8 +48,38 @@ TEXT, MASKED = "returns the end of a list", "returns the [MASK] of a list"
 TEXTS = {"read": "reads a file", "write": "writes a file", "sine": "the sine of x"}
 PROMPT, WORDS = "return the", 4
 """,
+    "ablation": """
+CONFIG = "configs/foreword_masked.py:tiny"
+SETTING, VALUES, SEEDS, BUDGET = "model.num_layers", (2, 1), (0,), "4 steps"
+METRICS, FOLDER = ("eval/masked_loss",), f"{FOLDER}/run"
+""",
+    "tour": """
+CONFIGS = {
+    "GPT": "configs/foreword_causal.py:tiny",
+    "BERT": "configs/foreword_masked.py:tiny",
+    "ELMo": "configs/elmo_mini.py:tiny",
 }
-PICTURES = {"pretrain": 1, "finetune": 3, "inside": 4}  # at least, the curve included
+OPTIONS = ["--config.optim.total_steps=8", "--config.optim.warmup_steps=2"]
+TASK, TASK_OPTIONS = "configs/finetune/topic.py:tiny", [
+    f"--config.data.train={FOLDER}/table.csv",
+    "--config.optim.epochs=1",
+]
+RUNS = f"{FOLDER}/run"
+SENTENCE, PROMPT = "returns the name of a file", "returns"
+WORD, MISSPELT, OTHERS = "function", "functoin", ["list", "error"]
+""",
+}
+SETTINGS["tour_ko"] = f"""{SETTINGS["tour"]}
+TEXT, TEXT_OPTIONS = f"{{FOLDER}}/korean.txt", ["--config.data.heldout_fraction=0.3"]
+TASK = f"{{FOLDER}}/korean.csv"
+TASK_OPTIONS = ["--config.optim.epochs=1", "--config.data.max_length=32"]
+TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+OWN = {{"GPT": ["--config.data.tokenizer.algorithm=sentencepiece_unigram"]}}
+SENTENCE, PROMPT = "영화가 정말 재미있다", "영화가"
+"""
+# At least so many, curves included.
+PICTURES = {"pretrain": 1, "finetune": 3, "inside": 4, "ablation": 2, "tour": 9}
+PICTURES["tour_ko"] = PICTURES["tour"]
 
 
 def read(path):
@@ -106,19 +144,24 @@ def test_runs_from_the_first_cell_to_the_last(name, tmp_path, monkeypatch):
         eight = ONE_DEVICE.replace("=1", "=8")
         monkeypatch.setenv("XLA_FLAGS", eight)
     (tmp_path / "table.csv").write_text(TABLE)
+    (tmp_path / "korean.txt").write_text(KOREAN, encoding="utf-8")
+    (tmp_path / "korean.csv").write_text(KOREAN_TABLE, encoding="utf-8")
     book = read(BOOKS[name])
     cell = settings_of(book)
     cell.source = f"FOLDER = {str(tmp_path)!r}\n{SETTINGS[name]}"
     outputs = [one for cell in run(book, tmp_path) for one in cell]
-    pictures = [one.data["image/png"] for one in outputs if "image/png" in str(one)]
+    pictures = [
+        one.data["image/png"] for one in outputs if "image/png" in one.get("data", {})
+    ]
     assert len(pictures) >= PICTURES[name]
     assert all(base64.b64decode(one)[:4] == b"\x89PNG" for one in pictures)
     errors = "".join(one.text for one in outputs if one.get("name") == "stderr")
     assert "Traceback" not in errors
-    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert [*(tmp_path / "run").rglob("metrics.jsonl")]
     told = "".join(one.get("text", "") for one in outputs)
     assert f"on {8 if name == 'pretrain' else 1} x " in told
-    assert "\nstep 5/20" not in told  # the bar shows it
+    if name != "ablation":  # elsewhere the bar shows it
+        assert "\nstep 5/" not in told
 
 
 BAD = {
@@ -201,3 +244,26 @@ def test_an_accelerator_that_jax_does_not_use_is_told(tmp_path):
     assert notebook.fallen_back("gpu", tmp_path) == ""
     (tmp_path / "dev" / "nvidia0").rename(tmp_path / "dev" / "accel0")
     assert ".[tpu]" in notebook.fallen_back("cpu", tmp_path)
+
+
+def test_the_hook_empties_what_is_committed(tmp_path):
+    def git(*words):
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        own += ["-c", f"core.hooksPath={ROOT / '.githooks'}"]
+        line = ["git", *own, *words]
+        done = subprocess.run(
+            line, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    git("init", "-q")
+    book = read(BOOKS["pretrain"])
+    book.cells[1].outputs = [nbformat.v4.new_output("stream", text="told")]
+    book.cells[1].execution_count = 3
+    path = tmp_path / "a book.ipynb"
+    nbformat.write(book, path)
+    git("add", ".")
+    git("commit", "-qm", "one")
+    committed = git("show", f"HEAD:{path.name}")
+    assert nbformat.reads(committed, as_version=4) == read(BOOKS["pretrain"])
+    assert committed == path.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from training.optimizers import (
     SHAPES,
     assign_groups,
     decay_mask,
+    group_rates,
     group_summary,
     group_table,
     layerwise_groups,
@@ -741,3 +742,21 @@ def test_recipes_are_the_releases_written_out_in_numpy(
             expected[i] = expected[i] - rate * (update + 0.5 * mask[i] * expected[i])
         for found, value in zip(jax.tree.leaves(params), expected, strict=True):
             np.testing.assert_allclose(found, value, rtol=5e-5)
+
+
+def test_rates_of_groups_by_step():
+    params = {name: jnp.zeros(1) for name in ("head", "late", "old", "rest")}
+    groups = (
+        ("head", {"multiplier": 10.0}),
+        ("late", {"thaw_at": 2}),
+        ("old", {"frozen": True}),
+        (".*", {}),
+    )
+    found = group_rates(assigned(params, groups, no_decay=()), CONSTANT)
+    rates = {
+        name: rate(jnp.arange(3)).round(6).tolist() for name, rate in found.items()
+    }
+    assert [*rates] == ["head", "late", "old", ".*"]
+    np.testing.assert_allclose(
+        [*rates.values()], [[1.0] * 3, [0, 0, 0.1], [0] * 3, [0.1] * 3], rtol=1e-6
+    )

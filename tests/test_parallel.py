@@ -333,3 +333,10 @@ def test_the_heap_is_set_before_jax_starts_its_threads(line, tmp_path):
         check=True,
     )
     assert done.stdout.startswith("early\n")
+
+
+def test_several_processes_need_a_newer_jax(monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", (0, 9, 2))
+    monkeypatch.setattr(jax, "__version__", "0.9.2")
+    with pytest.raises(UserError, match=r"needs jax 0\.10\.2 or later.*is 0\.9\.2"):
+        parallel.join_processes()

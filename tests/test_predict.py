@@ -565,6 +565,17 @@ def test_a_picture_of_a_text(runs, capsys, tmp_path):
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_of_which_words_a_state_knows(runs):
+    for folder, knows in ((runs.gpt, np.triu), (runs.bert, lambda ones: ones)):
+        tokens, changes = inspection.influence(use.open_run(folder), "the model reads")
+        size = len(tokens)
+        assert changes.shape[:2] == (size, size)
+        changed = np.abs(changes).max(axis=-1) > 1e-6
+        np.testing.assert_array_equal(changed, knows(np.ones((size, size), bool)))
+    with pytest.raises(UserError, match="has 0 tokens, and 1 to 128"):
+        inspection.influence(use.open_run(runs.bert), "")
+
+
 def test_pieces_that_the_tokenizer_does_not_know_are_told(runs, capsys):
     bert = use.open_run(runs.bert)
     known, strange = "the [MASK] reads", "모델은 [MASK] 읽는다"

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 WHOLE = PartitionSpec()
 BY_ROWS = PartitionSpec(("data", "fsdp"))
+JOINABLE_JAX = (0, 10, 2)
 BARRIER_MS = 24 * 3600 * 1000  # for what one process prepares; a dead one ends it
 
 
@@ -329,8 +330,15 @@ def join_processes() -> None:
     processes but the first print nothing.
 
     Raises:
-      UserError: nothing says which processes there are, or they were not reached.
+      UserError: nothing says which processes there are, or they were not reached, or
+        jax is older than `JOINABLE_JAX`.
     """
+    if jax.__version_info__ < JOINABLE_JAX:
+        wanted = ".".join(map(str, JOINABLE_JAX))
+        raise UserError(
+            f"--distributed needs jax {wanted} or later, where several processes stop "
+            f"in order, and this is {jax.__version__}: pip install -U jax"
+        )
     keep_freed_memory()  # reaching the others starts jax's threads
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the loop's
 

@@ -90,6 +90,28 @@ def attention_weights(
     return np.stack(arrays) if arrays else np.zeros(0, np.float32)
 
 
+def influence(run: Run, text: str) -> tuple[list[str], Float[np.ndarray, "T T D"]]:
+    """The tokens of a text, and how the last state of each changes when one of them is
+    another: [the one that is changed, the one whose state it is].
+
+    Raises:
+      UserError: no text, or more than `MOST_PIECES`.
+    """
+    (pieces,) = run.tokenizer.encode_batch([text])
+    if not 0 < len(pieces) <= MOST_PIECES:
+        raise UserError(
+            f"the text has {len(pieces)} tokens, and 1 to {MOST_PIECES} can be shown"
+        )
+    tokens = np.array(pieces, np.int32)
+    words = min(run.config.model.vocab_size, run.tokenizer.vocab_size)
+    others = (tokens + 1) % words
+    rows = np.stack([tokens, *np.where(np.eye(len(tokens)) > 0, others, tokens)])
+    read = run.reads({"tokens": rows.astype(np.int32)})
+    read = {name: jnp.asarray(read[name]) for name in run.base.inputs if name in read}
+    states = np.asarray(jax.jit(run.base.apply)(run.params, read)["hidden"], np.float32)
+    return [shown(run, token) for token in tokens.tolist()], states[1:] - states[0]
+
+
 def expected_way(run: Run) -> str:
     """Of `scoring.WAYS` the one that the run predicts words in, "" for none; of two the
     one that sees the sides that its attention is shown with."""

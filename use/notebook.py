@@ -23,6 +23,9 @@ from training.metrics import Watch
 from use.run import open_run
 
 BACK_ROW = {"font.size": 15, "lines.linewidth": 2.5, "figure.dpi": 100}
+# Of scripts that matplotlib's own letters lack; the first that is there.
+CJK_FONTS = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "NanumBarunGothic")
+CJK_FONTS += ("Malgun Gothic", "AppleGothic", "Microsoft YaHei", "Hiragino Sans")
 LARGER_BATCH = 4  # times the config's, on an accelerator
 REDRAWN_SECONDS = 5.0
 COPIED_SECONDS = 300.0
@@ -113,6 +116,8 @@ def live(workdir: str | Path, *names: str, copy_to: str | Path = "") -> Watch:
     bar, picture = (display(HTML(""), display_id=True) for _ in range(2))
     begun = drawn = copied = time.monotonic()
     first = -1
+    if metrics.read_metrics(workdir / "metrics.jsonl"):  # of a run that has begun
+        picture.update(curves(workdir, ("loss", *names)))
 
     def watch(step: int, total: int) -> None:
         nonlocal begun, first, drawn, copied
@@ -143,7 +148,6 @@ def progress(step: int, total: int, done: int, seconds: float) -> str:
 def curves(workdir: Path, names: Sequence[str] = ("loss",)) -> Any:
     """The curves of a run, with its lines to beat, as far as it has come."""
     from IPython.display import Image
-    from matplotlib import rc_context
 
     rows = metrics.read_metrics(workdir / "metrics.jsonl")
     target = workdir / "lines.json"
@@ -151,7 +155,7 @@ def curves(workdir: Path, names: Sequence[str] = ("loss",)) -> Any:
     lines = [(line["name"], line["metric"], line["value"]) for line in found]
     names = [*dict.fromkeys([*names, *(metric for _, metric, _ in lines)])]
     file = io.BytesIO()
-    with rc_context(BACK_ROW):
+    with large():
         metrics.draw_curves(rows, file, lines, names)
     return Image(file.getvalue())
 
@@ -224,7 +228,7 @@ def draw(make: Callable[[Any], None], size: tuple[float, float]) -> None:
     """Shows a picture that `make(figure)` draws."""
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(BACK_ROW):
+    with large():
         make(plt.figure(figsize=size, layout="constrained"))
         plt.show()
 
@@ -256,7 +260,7 @@ def draw_confusion(workdir: str | Path, split: str = "eval") -> None:
         [one["gold"] for one in found], [one["label"] for one in found], labels=labels
     )
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = 4 + 0.75 * len(labels)
+    side = 3.5 + 0.55 * len(labels)
 
     def make(figure: Any) -> None:
         axes = figure.subplots()
@@ -309,6 +313,39 @@ def draw_nearness(vectors: Float[np.ndarray, "N L D"], names: Sequence[str]) -> 
         figure.colorbar(shown, ax=panels, label="cosine", shrink=0.7)
 
     draw(make, (16, 5))
+
+
+def draw_influence(
+    found: Mapping[str, tuple[Sequence[str], Float[np.ndarray, "T T D"]]],
+) -> None:
+    """For each model of which words the state of a word knows, by `influence`."""
+
+    def make(figure: Any) -> None:
+        panels = figure.subplots(1, len(found))
+        for axes, (name, (tokens, changes)) in zip(
+            np.atleast_1d(panels), found.items(), strict=True
+        ):
+            weights = np.linalg.norm(changes, axis=-1).T  # a row: one state
+            weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-9)
+            axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0, vmax=1)
+            places = range(len(tokens))
+            axes.set_xticks(places, tokens, rotation=60, ha="right")
+            plt.setp(axes.get_xticklabels(), rotation_mode="anchor")
+            axes.set_yticks(places, tokens)
+            axes.set_title(name)
+
+    import matplotlib.pyplot as plt
+
+    draw(make, (5.5 * len(found), 5.5))
+
+
+def large() -> Any:
+    """Within it, whatever is drawn has letters for the back row."""
+    from matplotlib import font_manager, rc_context
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    others = [name for name in CJK_FONTS if name in there][:1]
+    return rc_context(BACK_ROW | {"font.family": ["DejaVu Sans", *others]})
 
 
 def page_of(page: str) -> Any:
