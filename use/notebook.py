@@ -354,5 +354,6 @@ def page_of(page: str) -> Any:
 
     source = html.escape(page)
     return HTML(
-        f'<iframe srcdoc="{source}" style="width:100%;height:800px;border:0"></iframe>'
+        f'<div><iframe srcdoc="{source}" style="width:100%;height:800px;border:0">'
+        "</iframe></div>"
     )
