@@ -264,7 +264,7 @@ def draw(runs: Sequence[Run], metric: str) -> bytes:
     for panel, (_, _, words) in zip(panels, axes, strict=True):
         panel.set_xlabel(words)
         panel.grid(alpha=0.3)
-    panels[-1].legend(fontsize=8, loc="best")
+    panels[-1].legend(fontsize="small", loc="best")
     return png(figure)
 
 
