@@ -218,7 +218,7 @@ def carrying_fits(config: ConfigDict) -> str | None:
     if config.data.phases:
         return (
             "objective.carry_state=True goes on row by row, which batches of another "
-            f"shape cannot: data.phases={config.data.phases} must be () then"
+            f"shape cannot: data.phases={config.data.phases!r} must be () then"
         )
     if config.run.parallel != "jit":
         return (

@@ -17,7 +17,13 @@ import models
 from data import corpora, draws, shards, tokenizers, windows
 from data.draws import Draws
 from errors import UserError
-from pretraining import PRETRAININGS, check_model, check_tokenizer, way_of
+from pretraining import (
+    PRETRAININGS,
+    bidirectional_lm,
+    check_model,
+    check_tokenizer,
+    way_of,
+)
 from pretraining.corpus import load_or_train_tokenizer
 from pretraining.masked_words import make_masking
 from pretraining.next_sentence import cut_into_pairs, truncation
@@ -983,7 +989,7 @@ def test_special_tokens_that_a_way_needs(tokenizer, tmp_path):
 
 
 def config_of(name, sequence_length=128, **settings):
-    own = PAIRS | {"causal_share": 0.5, "sampled_words": 64}
+    own = PAIRS | {"causal_share": 0.5, "sampled_words": 64, "carry_state": False}
     objective = (own if PRETRAININGS[name].settings else {}) | settings
     return ConfigDict(
         {
@@ -1024,7 +1030,10 @@ def test_a_way_has_a_row_for_each_of_its_settings():
     assert rows("causal_lm") == set()
     assert rows("masked_lm") == {f"objective.{name}" for name in BERT}
     assert rows("next_sentence") == {f"objective.{name}" for name in PAIRS}
-    assert rows("bidirectional_lm") == {"objective.sampled_words"}
+    assert rows("bidirectional_lm") == {
+        "objective.sampled_words",
+        "objective.carry_state",
+    }
 
 
 @pytest.mark.parametrize(
@@ -1066,6 +1075,24 @@ def test_a_way_has_a_row_for_each_of_its_settings():
 def test_settings_that_do_not_fit_each_other(name, settings, message):
     (said,) = objections(name, **settings)
     assert re.search(message, said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("data.phases", r"carry_state=True goes on row by row.*phases='other' must be"),
+        ("run.parallel", r"carry_state=True keeps .*run\.parallel='other'.* use 'jit'"),
+    ],
+)
+def test_rows_that_go_on_fit_one_shape_and_jit(changed, message):
+    config = config_of("bidirectional_lm", carry_state=True)
+    config.data.phases, config.run = "", ConfigDict({"parallel": "jit"})
+    fits = bidirectional_lm.carrying_fits
+    assert fits(config) is None
+    config.update_from_flattened_dict({changed: "other"})
+    assert re.search(message, fits(config))
+    config.objective.carry_state = False
+    assert fits(config) is None
 
 
 @pytest.mark.parametrize("name", PRETRAININGS)
