@@ -17,6 +17,7 @@ import use
 from configs import elmo, elmo_mini
 from data import spelling, tokenizer_training
 from data.draws import Draws
+from data.pairs import Pair
 from data.shards import Shards
 from data.tokenizers import BERT_SPECIAL_TOKENS, ELMO_SPECIAL_TOKENS
 from data.windows import Visits, lane_places, training_batches
@@ -27,8 +28,10 @@ from models.lstm import continues
 from objectives.cross_entropy import weighted_cross_entropy
 from objectives.sampled_softmax import sampled_cross_entropy
 from pretraining import bidirectional_lm
+from pretraining.counts import Ngrams, Stream
 from training.optimizers import assign_groups, make_optimizer, parse_groups
 from use.embedding import embed
+from use.minimal_pairs import score_by_counts
 
 OPTIONS = {
     "lstm": {
@@ -506,6 +509,16 @@ def test_windows_that_go_on_are_one_long_window():
     expected = alone(params, read(whole), None)["forward"][0]
     np.testing.assert_allclose(found["forward"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["backward"], anew, rtol=1e-5)
+
+
+def test_new_words_of_a_pair_are_counted_as_unknown(imported):
+    """Words that no text has had yet are known to the model, not to the counts."""
+    run, size = imported, len(imported.tokenizer.pieces)
+    text = Stream(np.arange(size), np.arange(size))
+    paradigms = {"new": [Pair("a wug", "a wug gnat", "line 1")]}
+    found = score_by_counts(run, paradigms, Ngrams(text, size, 2))
+    assert found["accuracy"].value == 1.0  # the shorter one
+    assert len(run.tokenizer.pieces) > size
 
 
 def test_sides_see_only_their_own(imported):

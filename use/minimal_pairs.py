@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 from data import shards
 from data.pairs import Pair
+from data.spelling import OpenWords, cut_to
 from pretraining.counts import Ngrams, Stream, stream_of
 from use import measured, scoring
 from use.measured import Measured
@@ -38,6 +39,9 @@ def score_by_counts(
 ) -> dict[str, Measured]:
     """The same, of a model that counts."""
     pieces = run.tokenizer.encode_batch([text for text, _ in listed(paradigms)])
+    if isinstance(run.tokenizer, OpenWords):  # new words are none that were counted
+        unknown = run.tokenizer.special_ids["unk"]
+        pieces = [cut_to(ids, model.vocab_size, unknown) for ids in pieces]
     sums = text_sums(
         model, [np.array([*run.start, *ids]) for ids in pieces], len(run.start)
     )
