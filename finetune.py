@@ -580,11 +580,6 @@ def write_results(
         results["splits"][split] = values
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{split} (weights of step {at}): {shown or 'no labels'}; {target}")
-        if values:
-            results["lines"][split] = lines = lines_to_beat(tuning, split)
-            metric = tuning.config.task.metric
-            for name, line in lines.items():
-                print(f"  {metric} {values[metric]:.4g}; {name} {line[metric]:.4g}")
         if split == "eval" and tuning.kind.is_constant(predicted):
             results["failed"] = True
             print(
@@ -592,19 +587,37 @@ def write_results(
                 f"{usual_causes(tuning, job.total_steps)}"
             )
     if parallel.is_first():
+        results["lines"] = lines_to_beat(tuning)
+        for split, lines in results["lines"].items():
+            metric = tuning.config.task.metric
+            own = f"{split} {metric} {results['splits'][split][metric]:.4g}"
+            for name, line in lines.items():
+                print(f"  {own}; {name} {line[metric]:.4g}")
         cache.write_whole(before, f"{json.dumps(results, indent=2)}\n".encode())
 
 
-def lines_to_beat(tuning: Tuning, split: str) -> dict[str, dict[str, float]]:
-    """What those come to on a split who only count the words of the same examples."""
-    kind, task, records = tuning.kind, tuning.task, tuning.splits.records
-    labels = tuning.splits.labels
-    train = counts.thinned(records["train"])
-    lines = {}
-    for name, found in kind.lines(task, labels, train, records[split]).items():
-        gold = ({"gold": one.fields[task.label_column]} for one in records[split])
-        predicted = [own | given for own, given in zip(found, gold, strict=True)]
-        lines[name] = kind.measure(predicted, labels, task)
+def lines_to_beat(tuning: Tuning) -> dict[str, dict[str, dict[str, float]]]:
+    """What those come to who only count the words of the same examples, by name, on
+    each split that has labels; learnt once for all of them."""
+    kind, task, labels = tuning.kind, tuning.task, tuning.splits.labels
+    records = {
+        split: own
+        for split, own in tuning.splits.records.items()
+        if split != "train" and tuning.splits.is_labelled(split)
+    }
+    train = counts.thinned(tuning.splits.records["train"])
+    asked = [one for own in records.values() for one in own]
+    found = kind.lines(task, labels, train, asked)
+    lines: dict[str, dict[str, dict[str, float]]] = {}
+    first = 0
+    for split, own in records.items():
+        lines[split] = {}
+        for name, predicted in found.items():
+            mine = predicted[first : first + len(own)]
+            for prediction, record in zip(mine, own, strict=True):
+                prediction["gold"] = record.fields[task.label_column]
+            lines[split][name] = kind.measure(mine, labels, task)
+        first += len(own)
     return lines
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def show(asked: Sweep, workdir: Path) -> str:
     trials = planned(asked, workdir)
     if not asked.budget.endswith("seconds"):
         trials = [budgeted(asked, trial, workdir) for trial in trials]
-    return listed(asked, trials)
+    return listed(asked, trials, product_rate)
 
 
 def run(asked: Sweep, workdir: Path, retry: bool = False, processes: int = 0) -> int:
@@ -422,8 +423,12 @@ def product_rate() -> float:
     return 2 * size**3 * jax.device_count() / statistics.median(times[1:])
 
 
-def listed(sweep: Sweep, trials: list[Trial]) -> str:
-    """The trials, and what they cost as far as that is known."""
+def listed(
+    sweep: Sweep, trials: list[Trial], rate: Callable[[], float] | None = None
+) -> str:
+    """The trials, and what they cost as far as that is known; with a `rate`, FLOPs a
+    second, the minutes that they take at least. (Measuring one takes the devices, which
+    trials in processes of their own need.)"""
     trials = [trial for trial in trials if trial.stage.command != "run"]
     lines, total = [], 0.0
     pretraining = [trial for trial in trials if trial.stage.command == "train"]
@@ -440,9 +445,10 @@ def listed(sweep: Sweep, trials: list[Trial]) -> str:
         lines.append(f"{trial.outcome()['status']:6} {trial.folder}  {cost}".rstrip())
     told = f"{len(trials)} trials"
     if total:
-        told += f", {total:.1e} FLOPs of pre-training, at least "
-        told += f"{total / product_rate() / 60:.1f} minutes at this machine's rate of"
-        told += " matrix products"
+        told += f", {total:.1e} FLOPs of pre-training"
+    if total and rate is not None:
+        told += f", at least {total / rate() / 60:.1f} minutes at this machine's rate"
+        told += " of matrix products"
     if sweep.budget.endswith("seconds"):
         amount, _ = parse_budget(sweep.budget) or (0, "")
         count = len(pretraining)

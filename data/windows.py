@@ -128,15 +128,13 @@ def training_batches(
         return examples.batch(visits) | {"goes_on": goes_on}
 
     def batch(step: int) -> Batch:
-        if in_lanes:
-            return next_in_lanes(step)
         visits = visits_before + step * batch_size + mine
         epochs, places = np.divmod(visits, count)
         indices = draws.shuffled(places, epochs, count, seed)
         starts = draws.starts_of(draws.VISITS, seed, rows=visits)
         return examples.batch(Visits(indices, epochs, seed, Draws(starts)))
 
-    return grain.MapDataset.range(MAX_STEPS).map(batch)
+    return grain.MapDataset.range(MAX_STEPS).map(next_in_lanes if in_lanes else batch)
 
 
 def lane_places(

@@ -2,6 +2,8 @@
 and bytecode that are compiled once, for all tests and the processes that they start."""
 
 import os
+import shutil
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -32,3 +34,22 @@ install_import_hook(CHECKED, "beartype.beartype")
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest
+
+
+@pytest.fixture
+def opened():
+    """(path of a page) -> what it is in headless Chromium when its scripts have run."""
+    if not shutil.which("chromium"):
+        pytest.skip("chromium is not installed")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+
+    def dom(path):
+        line = [*command, path.as_uri()]
+        done = subprocess.run(
+            line, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
+
+    return dom

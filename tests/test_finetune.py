@@ -580,6 +580,23 @@ def test_show_batch_prints_decoded_examples(given):
     assert "[CLS]" in shown and "-> 'positive'" in shown and "padding: " in shown
 
 
+def test_lines_of_each_split_are_its_own(given, tmp_path):
+    """Whatever splits stand beside; one without labels has none."""
+    other, blank = tmp_path / "other.tsv", tmp_path / "blank.tsv"
+    other.write_text("text\tlabel\nmay may\tpositive\nmay\tnegative\nx\tnegative\n")
+    blank.write_text("text\nmay\n")
+
+    def lines(held_out, test):
+        config = topic_config(given, data__eval=str(held_out), data__test=str(test))
+        return finetune.lines_to_beat(finetune.open_task(config, None))
+
+    whole = given.folder / "test.tsv"
+    one, two, alone = lines(whole, other), lines(other, whole), lines(whole, blank)
+    assert one["eval"] == two["test"] == alone["eval"] != one["test"] == two["eval"]
+    assert one["test"]["TF-IDF"]["accuracy"] in (1 / 3, 2 / 3)
+    assert [*alone] == ["eval"]
+
+
 def test_from_scratch_learns_what_can_be_learnt(given, tmp_path):
     """A word decides; without a run to start from, with a tokenizer of its own."""
     config = topic_config(given, init_from="", model__init_std=0.25)

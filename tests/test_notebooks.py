@@ -222,6 +222,11 @@ def test_a_copy_is_whole_and_goes_both_ways(tmp_path):
     assert not [*tmp_path.rglob("*.partial")]
 
 
+def test_a_run_that_was_stopped_before_it_was_judged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.0}\n')
+    assert "stopped before" in notebook.against_lines(tmp_path).data
+
+
 def test_batch_and_precision_suit_the_devices():
     def devices(count, **fields):
         return [SimpleNamespace(**fields)] * count

@@ -524,8 +524,7 @@ def test_what_is_inspected_is_what_the_model_does(runs, name):
     assert found["mix"] == []
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_the_page_is_opened_and_clicked(runs, capsys, tmp_path):
+def test_the_page_is_opened_and_clicked(runs, capsys, tmp_path, opened):
     """A click on a word, a layer, a head: what a browser shows then."""
     path = tmp_path / "page.html"
     line = ["inspect", "--workdir", runs.bert, f"--text={TEXT} </script>"]
@@ -537,14 +536,7 @@ def test_the_page_is_opened_and_clicked(runs, capsys, tmp_path):
     page = path.read_text()
     assert "http" not in page.replace(str(runs.bert), "")
     path.write_text(page.replace("</body>", f"<script>{clicks}</script></body>"))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    shown = subprocess.run(
-        [*command, path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = opened(path)
     buttons = re.findall(r'<button class="token([^"]*)"[^>]*>([^<]*)</button>', shown)
     assert [html.unescape(text) for _, text in buttons] == found["tokens"]
     assert [i for i, (kind, _) in enumerate(buttons) if "chosen" in kind] == [3]

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -448,22 +447,14 @@ def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
     assert comparison.lines_of(runs[0].folder, "eval/accuracy") == {}
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_the_page_is_opened(tmp_path):
+def test_the_page_is_opened(tmp_path, opened):
     """By itself: its picture is in it, and nothing is asked of a network."""
     runs, page = some_runs(tmp_path, {"a": {0: 1.0}}), tmp_path / "out" / "report.html"
     comparison.write_report(runs, ("eval/loss",), {"a": {}}, tmp_path / "out", {})
     assert "http" not in page.read_text()
     script = "document.title = [...document.images].map(x => x.naturalWidth).join()"
     page.write_text(f"{page.read_text()}<script>onload = () => {script}</script>")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    shown = subprocess.run(
-        [*command, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = opened(page)
     assert int(re.search(r"<title>(\d+)</title>", shown)[1]) > 500
     assert shown.count("<td>") == 7
 

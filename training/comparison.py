@@ -330,12 +330,11 @@ def write_report(
     """
     sections = {}
     for metric in metrics:
-        summaries(runs, metric)  # some run has it
-        for name in dict.fromkeys(run.table for run in runs):
-            own = [run for run in runs if run.table == name]
-            if any(value_of(run.folder, metric) is not None for run in own):
-                title = f"{name}: {metric}" if name else metric
-                sections[title] = own, metric, summaries(own, metric)
+        having = [run for run in runs if value_of(run.folder, metric) is not None]
+        for name in dict.fromkeys(run.table for run in having or runs):
+            own = [run for run in having or runs if run.table == name]
+            title = f"{name}: {metric}" if name else metric
+            sections[title] = own, metric, summaries(own, metric)
     folder.mkdir(parents=True, exist_ok=True)
     text, page = ["# Comparison\n"], []
     for title, (own, metric, one) in sections.items():

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 import configs
 from errors import UserError, system_fault
-from training import metrics
+from training import comparison, metrics
 from training.metrics import Watch
 from use.run import open_run
 
@@ -200,12 +200,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 def against_lines(workdir: str | Path) -> Any:
     """What a pre-trained run came to, beside its lines to beat."""
     rows = metrics.read_metrics(Path(workdir) / "metrics.jsonl")
-    last = [row for row in rows if "eval/loss" in row][-1]
+    evaluations = [row for row in rows if "eval/loss" in row]
+    if not evaluations:
+        return table((), [("it was stopped before it was judged: go on with it",)])
     lines = json.loads((Path(workdir) / "lines.json").read_text())
-    found = []
+    last, found = evaluations[-1], []
     for line in lines:
         name = line["metric"]
-        found.append((name, last.get(f"eval/{name}", ""), line["value"], line["name"]))
+        found.append((name, last[f"eval/{name}"], line["value"], line["name"]))
     return table(("held out", "this run", "line to beat", "which only counts"), found)
 
 
@@ -214,13 +216,10 @@ def task_results(workdir: str | Path) -> Any:
     results = json.loads((Path(workdir) / "results.json").read_text())
     rows = []
     for split, values in results["splits"].items():
-        named = {"this run": values} | results["lines"].get(split, {})
-        rows += [
-            (split, name, metric, own[metric])
-            for metric in values
-            for name, own in named.items()
-            if metric in own
-        ]
+        for metric, value in values.items():
+            lines = comparison.lines_of(Path(workdir), f"{split}/{metric}")
+            named = {"this run": value} | lines
+            rows += [(split, name, metric, own) for name, own in named.items()]
     return table(("split", "who", "metric", "value"), rows)
 
 
