@@ -380,6 +380,8 @@ def test_summaries_literal(tmp_path):
         comparison.summaries(runs, "eval/f1")
     swept = {v: {"optim.learning_rate": x} for v, x in zip(values, (1, 2), strict=True)}
     assert comparison.draw_swept(found, swept, "eval/loss").startswith(b"\x89PNG")
+    flags = {v: {"load": x} for v, x in zip(values, (True, False), strict=True)}
+    assert comparison.draw_swept(found, flags, "eval/loss") is None
     swept["base"]["optim.b1"] = 0.5
     assert comparison.draw_swept(found, swept, "eval/loss") is None
     assert comparison.draw_swept(found, {v: {} for v in values}, "eval/loss") is None
@@ -400,7 +402,7 @@ def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
     runs = some_runs(tmp_path, {"x, one": {0: 1.0}, "x, two": {0: 2.0}})
     runs = [run._replace(table=run.variant[3:], start="x") for run in runs]
     lines = {"eval": {"TF-IDF": {"loss": 0.5, "f1": 0.1}}}
-    results = {"splits": {"eval": {"loss": 0.7}}, "lines": lines}
+    results = {"splits": {"eval": {"loss": 0.7}}, "lines": lines, "failed": True}
     (runs[1].folder / "results.json").write_text(json.dumps(results))
     (runs[0].folder / "lines.json").write_text(
         json.dumps([{"name": "unigram", "metric": "loss", "value": 3.0}])
@@ -409,6 +411,8 @@ def test_a_report_has_a_table_for_each_task_with_its_lines(tmp_path, capsys):
     failed = {"out/<three>": "no disk"}
     comparison.write_report(runs, ("eval/loss",), swept, tmp_path / "out", failed)
     text = (tmp_path / "out" / "report.md").read_text()
+    assert "| x | 1 (1 constant) | 0.7 |" in text
+    text = text.replace(" (1 constant)", "")
     assert re.findall(r"^## (.*)|^\| (.*?) \| 1 \| (.*?) ", text, re.M) == [
         ("one: eval/loss", "", ""),
         ("", "x", "1"),

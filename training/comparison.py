@@ -68,6 +68,13 @@ def value_of(folder: Path, metric: str) -> float | None:
     return rows[-1][metric] if rows else None
 
 
+def is_constant(folder: Path) -> bool:
+    """Whether a fine-tuned run failed: it predicts the same for every example."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return "failed" in found and found["failed"]
+
+
 def lines_of(folder: Path, metric: str) -> dict[str, float]:
     """What those come to in a metric of a run who only count, by name."""
     split, _, name = metric.partition("/")
@@ -285,7 +292,8 @@ def draw_swept(
     if len(differing) != 1 or not differing <= everywhere:
         return None
     (setting,) = differing
-    if not all(isinstance(one[setting], int | float) for one in own.values()):
+    kinds = {type(one[setting]) for one in own.values()}
+    if not kinds <= {int, float}:  # True and False are none
         return None
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -341,10 +349,15 @@ def write_report(
         rows = table(one | counted(own, metric))
         for row, variant in zip(rows, one, strict=False):
             row[0] = shown_name(variant, own)
+            mine = [run.folder for run in own if run.variant == variant]
+            if constant := sum(map(is_constant, mine)):
+                row[1] += f" ({constant} constant)"
         stem, pictures = re.sub(r"\W+", "_", title), {}
         if metric.startswith("eval/"):
             pictures[f"{stem}.png"] = draw(own, metric)
-        against = draw_swept(one, swept, metric)
+        against = None
+        if len({run.start for run in own}) == 1:
+            against = draw_swept(one, swept, metric)
         if against is not None:
             pictures[f"{stem}_swept.png"] = against
         for name, content in pictures.items():
