@@ -1,6 +1,7 @@
 """The project's own Transformer on masked words, at a size for minutes of a CPU.
 
-All that is not said here is as in bert_mini.py, and so are text and tokenizer.
+All that is not said here is as in bert_mini.py, and so are text and tokenizer. How it
+was chosen, and what each part gives: docs/recipe.md.
 
     python train.py --config=configs/foreword_masked.py
 """
@@ -21,12 +22,13 @@ def get_config(arg: str = "") -> ConfigDict:
             "precision": "float32",  # a CPU has nothing faster
             "vocab_size": 4096,
             "max_positions": 128,  # without a table: what it is used on at most
-            "num_layers": 6,
+            "num_layers": 4,
             "num_heads": 4,
             "head_dim": 32,
             "hidden_size": 128,
             "ffn_size": 512,
             "near_radius": 2,
+            "value_residual": True,
             "rotary_base": 10_000.0,
             "activation": "relu_squared",
             "norm_epsilon": 1e-6,
@@ -37,7 +39,6 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.objective.update(mask_rate=0.3, max_predictions=20)
-    config.objective.update(mask_token_rate=1.0, random_token_rate=0.0)
-    config.optim.update(total_steps=2500, warmup_steps=150, eval_every_steps=500)
+    config.optim.update(total_steps=5000, warmup_steps=250, eval_every_steps=1000)
     config.optim.update(learning_rate=3e-3)
     return configs.variant(config, arg)

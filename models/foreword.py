@@ -4,8 +4,10 @@ The same weights serve both: `sees` says which. What it has that GPT and BERT la
 for a masked position, which carries nothing of its own, to find its neighbours soon:
 rotary positions in attention (Su et al. 2021, RoFormer, section 3.2), the norm before
 each branch, root mean square without biases (Zhang and Sennrich 2019), a norm of query
-and key (Henry et al. 2020), squared ReLU (So et al. 2021, Primer, section 4), and a
-short depthwise convolution before attention (there, too; Allen-Zhu 2025, Canon layers).
+and key (Henry et al. 2020), squared ReLU (So et al. 2021, Primer, section 4), a short
+depthwise convolution before attention (there, too; Allen-Zhu 2025, Canon layers), and
+the first layer's values mixed into those of all others (Zhou et al. 2024, value
+residual): deep layers still collect the words that stand around.
 """
 
 import math
@@ -134,7 +136,11 @@ class Near(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on rotated, normed queries and keys, without biases."""
+    """Multi-head self-attention on rotated, normed queries and keys, without biases.
+
+    Given the values of the first layer, its own are mixed with them as it learns, half
+    and half at the start.
+    """
 
     num_heads: int
     head_dim: int
@@ -151,10 +157,11 @@ class Attention(nn.Module):
         hidden: Float[Array, "B T D"],
         mask: Mask,
         turns: Float[Array, "B T 1 K_half"],
+        first_values: Float[Array, "B T H K"] | None,
         cache: KeyValues | None,
         dropout_rows: Int[Array, " B"] | None,
-    ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
-        """As `models.attention.SelfAttention`."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T H K"], KeyValues | None]:
+        """As `models.attention.SelfAttention`; returns its values, too."""
         rows, length, width = hidden.shape
         # Heads lie outermost, so that devices can share them.
         every = nn.Dense(
@@ -167,7 +174,11 @@ class Attention(nn.Module):
         query = rms_norm(self.norm_epsilon, "query_norm")(every[:, :, :, 0])
         key = rms_norm(self.norm_epsilon, "key_norm")(every[:, :, :, 1])
         query, key = (rotated(x, turns).astype(self.dtype) for x in (query, key))
-        value = every[:, :, :, 2]
+        values = every[:, :, :, 2]
+        if first_values is not None:
+            mix = self.param("value_mix", nn.initializers.constant(0.5), (2,))
+            values = (mix[0] * values + mix[1] * first_values).astype(self.dtype)
+        value = values
         if cache is not None:
             cache = extended(cache, mask.start, key, value)
             key, value = cache["key"], cache["value"]
@@ -189,7 +200,7 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name="output",
         )(attended.reshape(rows, length, -1))
-        return output, cache
+        return output, values, cache
 
 
 class Layer(nn.Module):
@@ -216,10 +227,12 @@ class Layer(nn.Module):
         mask: Mask,
         turns: Float[Array, "B T 1 K_half"],
         is_own: Float[Array, "B T W"],
+        first_values: Float[Array, "B T H K"] | None,
         cache: KeyValues | None,
         dropout_rows: Int[Array, " B"] | None,
-    ) -> tuple[Float[Array, "B T D"], KeyValues | None]:
-        """The residual stream is float32 in and out; returns the layer's new cache."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T H K"], KeyValues | None]:
+        """The residual stream is float32 in and out; returns the layer's values and new
+        cache, too."""
         width = hidden.shape[-1]
 
         def add(branch: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -241,7 +254,7 @@ class Layer(nn.Module):
                 cache = cache | {"near": last}
             near = Near(self.near_radius, self.init_std, name="near")
             seen = near(seen, before, is_own)
-        attended, cache = Attention(
+        attended, values, cache = Attention(
             self.num_heads,
             self.head_dim,
             self.norm_epsilon,
@@ -251,12 +264,12 @@ class Layer(nn.Module):
             self.output_init_std,
             self.dtype,
             name="attention",
-        )(seen, mask, turns, cache, dropout_rows)
+        )(seen, mask, turns, first_values, cache, dropout_rows)
         hidden = add(attended)
         seen = rms_norm(self.norm_epsilon, "feed_forward_norm")(hidden)
         inner = dense(self.ffn_size, self.init_std, "up")(seen)
         inner = ACTIVATIONS[self.activation](inner)
-        return add(dense(width, self.output_init_std, "down")(inner)), cache
+        return add(dense(width, self.output_init_std, "down")(inner)), values, cache
 
 
 class Foreword(nn.Module):
@@ -271,6 +284,7 @@ class Foreword(nn.Module):
     hidden_size: int
     ffn_size: int
     near_radius: int
+    value_residual: bool
     rotary_base: float
     activation: str
     norm_epsilon: float
@@ -335,12 +349,13 @@ class Foreword(nn.Module):
             "index": mask.start + tokens.shape[1],
             "segment_ids": mask.key_segments,
         }
+        first_values = None
         layer = Layer
         if self.remat != "none":
             layer = nn.remat(Layer, policy=REMAT[self.remat])
         for i in range(self.num_layers):
             name = f"layer_{i}"
-            hidden, new_cache[name] = layer(
+            hidden, values, new_cache[name] = layer(
                 self.num_heads,
                 self.head_dim,
                 self.ffn_size,
@@ -359,9 +374,12 @@ class Foreword(nn.Module):
                 mask,
                 turns,
                 is_own,
+                first_values,
                 None if cache is None else cache[name],
                 dropout_rows,
             )
+            if self.value_residual and i == 0:
+                first_values = values
             hidden_layers.append(hidden)
         hidden = rms_norm(self.norm_epsilon, "final_norm")(hidden)
         hidden_layers[-1] = hidden
@@ -440,6 +458,12 @@ FAMILY = Family(
             int,
             "Neighbours on a side that a convolution adds before attention; 0: none.",
             ">=0",
+        ),
+        Setting(
+            "model.value_residual",
+            bool,
+            "Layers' values are mixed with those of the first.",
+            older=False,
         ),
         Setting("model.rotary_base", float, "Of the slowest turn of a position.", ">1"),
     ),

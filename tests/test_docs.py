@@ -51,6 +51,21 @@ def test_fields_that_the_documents_name_exist():
     assert found > 50
 
 
+# Chosen before any model of the README had filled them in.
+SENTENCES = (
+    "returns the [MASK] of the list.",
+    "if the file does not exist, an [MASK] is raised.",
+    "the default value is [MASK].",
+    "this function must be called [MASK] the thread is started.",
+    "a [MASK] of strings, one for each line of the file.",
+)
+
+
+def test_the_readme_fills_in_sentences_that_were_fixed_beforehand():
+    shown = re.findall(r'--text="(.*\[MASK\].*)"\n +\[MASK\]: \w', TEXTS["README.md"])
+    assert tuple(shown) == SENTENCES
+
+
 def test_tests_that_the_documents_name_exist():
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", TEXTS["fidelity.md"])
     assert len(named) > 50

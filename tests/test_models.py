@@ -62,6 +62,7 @@ BERT = DROPOUT | {
 
 FOREWORD = DROPOUT | {
     "near_radius": 2,
+    "value_residual": True,
     "rotary_base": 100.0,
     "activation": "relu_squared",
     "norm_epsilon": 1e-6,
@@ -767,6 +768,7 @@ def test_foreword_against_numpy(sees):
 
     words = params["embeddings"]["token"]["embedding"][:50]
     x = norm(words[np.asarray(tokens[0])], params["embeddings"]["norm"])
+    first = None
     for i in range(2):
         layer = params[f"layer_{i}"]
         attention, taps = layer["attention"], layer["near"]["kernel"]
@@ -784,7 +786,13 @@ def test_foreword_against_numpy(sees):
             scores = np.where(np.tri(LENGTH), scores, -np.inf)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
-        attended = np.einsum("hts,shk->thk", shares, every[:, :, 2])
+        values = every[:, :, 2]
+        if first is None:
+            first = values
+        else:
+            own_share, first_share = attention["value_mix"]
+            values = own_share * values + first_share * first
+        attended = np.einsum("hts,shk->thk", shares, values)
         x = x + attended.reshape(LENGTH, -1) @ attention["output"]["kernel"]
         inner = norm(x, layer["feed_forward_norm"]) @ layer["up"]["kernel"]
         x = x + np.maximum(inner, 0) ** 2 @ layer["down"]["kernel"]
