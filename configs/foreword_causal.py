@@ -17,6 +17,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "foreword_causal"
     config.model, config.optim = masked.model, masked.optim
     config.model.update(sees="left", vocab_size=4096)
-    config.optim.update(total_steps=3700, warmup_steps=185, eval_every_steps=740)
     config.data.tokenizer.update(vocab_size=4096)
     return configs.variant(config, arg)
