@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that say nothing about speed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import configs
+import train
 from benchmarks import device
 from benchmarks.contenders import Case, all_targets, make_batch
+from configs import foreword_causal
 from models.attention import Mask, attention
+from training import parallel
 
 ROOT = Path(__file__).parents[1]
 BERT = Case("bert", 64, 32, 1, 1, 16, 100, 4, 0.2, 0.0, "float32")
@@ -110,3 +115,60 @@ def test_the_check_of_attention_finds_a_leak_between_documents(broken):
     attend = leaking if broken else attention
     found = device.differences(attend, "packed", 16, True, "float32")
     assert all((value > device.LIMITS["float32"]) == broken for value in found)
+
+
+@pytest.fixture
+def nanogpt():
+    """benchmarks/nanogpt.py, where torch is installed."""
+    reason = "the extra parity (torch, transformers) is not installed"
+    pytest.importorskip("torch", reason=reason)
+    from benchmarks import nanogpt
+
+    return nanogpt
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """The folder of a run from left to right that has not made an update yet."""
+    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
+    words = "the model reads a short text and learns which word may follow it".split()
+    texts = [" ".join(words[i % 5 :] + words[: i % 7]) + f" {i}." for i in range(80)]
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    config = foreword_causal.get_config("tiny")
+    config.data.update(corpus=str(tmp_path / "corpus.txt"), heldout_fraction=0.3)
+    config.data.tokenizer.vocab_size = 300
+    configs.write_run_folder(tmp_path / "run", config)
+    data = train.open_data(config, parallel.make_mesh(data=1))
+    train.record_origin(tmp_path / "run", data)
+    return tmp_path / "run"
+
+
+def test_nanogpt_has_its_size_and_learns(nanogpt, begun, capsys):
+    line = [f"--workdir={begun}", "--steps=30", "--eval_every_steps=10"]
+    line += ["--learning_rate=1e-3,1e-2", "--warmup_steps=5", "--device=cpu"]
+    assert nanogpt.main(["", *line, f"--output={begun / 'nanogpt'}"]) == 0
+    curve = (begun / "nanogpt/curve.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in curve]
+    assert [row["step"] for row in rows] == [10, 20, 30] * 2
+    for part in (rows[:3], rows[3:]):
+        assert part[0]["bits_per_byte"] > part[-1]["bits_per_byte"] > 0
+    assert capsys.readouterr().out.count("rate 0.01, update 30: ") == 2
+
+    config = configs.read_config(begun)
+    size, layers = config.model.hidden_size, config.model.num_layers
+    tables = config.model.vocab_size + config.data.sequence_length
+    counted = sum(x.numel() for x in nanogpt.Gpt(config).parameters())
+    assert counted == tables * size + layers * (12 * size**2 + 2 * size) + size
+
+
+def test_nanogpt_is_measured_on_what_the_run_holds_out(nanogpt, begun):
+    text = nanogpt.open_text(begun, None, "cpu")
+    split = text.data.heldout
+    assert sum(text.predicted) == split.num_tokens - (len(split.documents) - 1)
+
+    class Uniform(nanogpt.nn.Module):
+        def forward(self, tokens, targets):
+            return nanogpt.torch.tensor(np.log(256))
+
+    bits = 8 * sum(text.predicted) / split.text_bytes
+    assert nanogpt.measure(Uniform(), text) == pytest.approx(bits)
