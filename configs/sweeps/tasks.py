@@ -44,7 +44,7 @@ def get_sweep(argument: str) -> Sweep:
     for name in names.split("+"):
         config, *files = TASKS[name]
         path = f"configs/finetune/{config}.py"
-        long = {"data.max_length": 192} if name == "newsgroups" else {}
+        long = {"data.max_length": 128} if name == "newsgroups" else {}
         variants = product([files_of(folder, *files) | long], starts)
         stages.append(Stage("finetune", path, variants, name))
         metrics += METRICS[config]
