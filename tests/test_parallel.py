@@ -221,8 +221,12 @@ def test_layouts_that_cannot_be_are_named(sizes, mode, field, value, message):
 
 
 ROOT = Path(__file__).parent.parent
+needs_joinable_jax = pytest.mark.skipif(
+    jax.__version_info__ < parallel.JOINABLE_JAX, reason="of several processes"
+)
 
 
+@needs_joinable_jax
 def test_two_processes_do_what_one_does_and_stop_together(tmp_path, monkeypatch):
     """One of them gets SIGTERM; one process on one device goes on from there."""
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
@@ -314,8 +318,11 @@ assert xla_bridge.backends_are_initialized()
     "line",
     [
         "train.py --config=configs/bert_mini.py --config.data.corpus=missing",
-        "train.py --config=configs/bert_mini.py --config.data.corpus=missing "
-        "--distributed",
+        pytest.param(
+            "train.py --config=configs/bert_mini.py --config.data.corpus=missing "
+            "--distributed",
+            marks=needs_joinable_jax,
+        ),
         "finetune.py --config=configs/finetune/topic.py --config.data.train=missing",
     ],
 )

@@ -191,9 +191,10 @@ def table(cost: StepCost) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether XLA says that a device has too little memory, for a program or in one."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and (
-        "RESOURCE_EXHAUSTED" in str(error)
+    """Whether XLA says that a device has too little memory, for a program or in one;
+    before jax 0.10 a CPU's says it as an internal error."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
     )
 
 

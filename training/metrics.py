@@ -111,6 +111,7 @@ def draw_curves(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     def column(name: str) -> tuple[list, list]:
         found = [(row["step"], row[name]) for row in rows if name in row]
@@ -122,18 +123,23 @@ def draw_curves(
     figure = Figure(figsize=(5 * wide, 3.6 * tall), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(tall, wide, squeeze=False).reshape(-1)
+    names = dict.fromkeys(name for name, _, _ in lines)
+    colours = {name: f"C{number}" for number, name in enumerate(names, 3)}
+    shown = {}  # one legend, beside what it would hide
     for metric, panel in zip(metrics, panels, strict=False):
         single = column(f"train/{metric}")
         if single[0]:
             panel.plot(*single, color="0.85", linewidth=1)
             panel.plot(*averaged(*single), color="0.5", linewidth=1, label="training")
         panel.plot(*column(f"eval/{metric}"), color="C0", marker=".", label="held-out")
-        own = [line for line in lines if line[1] == metric]
-        for number, (name, _, value) in enumerate(own):
-            colour = f"C{3 - number}"
-            panel.axhline(value, color=colour, linestyle="--", label=name)
+        for name, of, value in lines:
+            if of == metric:
+                panel.axhline(value, color=colours[name], linestyle="--", label=name)
         panel.set(xlabel="step", title=metric.replace("_", " "))
-        panel.legend()
+        handles, labels = panel.get_legend_handles_labels()
+        shown |= zip(labels, handles, strict=True)
+    place = "outside lower center"
+    figure.legend(shown.values(), shown.keys(), loc=place, ncols=wide)
     rate = panels[len(metrics)]
     rate.plot(*column("train/learning_rate"), color="C2")
     rate.set(xlabel="step", title="learning rate and gradient norm")
@@ -142,6 +148,9 @@ def draw_curves(
     norm.plot(*column("train/grad_norm"), color="0.7", linewidth=1)
     norm.set_ylabel("gradient norm", color="0.5")
     norm.set_yscale("log")
+    norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    norm.yaxis.set_major_formatter("{x:g}")
+    norm.yaxis.set_minor_formatter("")
     for panel in panels[len(metrics) + 1 :]:
         panel.set_axis_off()
     figure.savefig(target, dpi=120)

@@ -311,7 +311,7 @@ def draw_nearness(vectors: Float[np.ndarray, "N L D"], names: Sequence[str]) -> 
         panels[0].set_yticks(range(len(names)), names)
         figure.colorbar(shown, ax=panels, label="cosine", shrink=0.7)
 
-    draw(make, (16, 5))
+    draw(make, (13, 4.5))
 
 
 def draw_influence(
@@ -319,11 +319,14 @@ def draw_influence(
 ) -> None:
     """For each model of which words the state of a word knows, by `influence`."""
 
+    import matplotlib.pyplot as plt
+
+    wide = min(2, len(found))
+    tall = -(-len(found) // wide)
+
     def make(figure: Any) -> None:
-        panels = figure.subplots(1, len(found))
-        for axes, (name, (tokens, changes)) in zip(
-            np.atleast_1d(panels), found.items(), strict=True
-        ):
+        panels = figure.subplots(tall, wide, squeeze=False).reshape(-1)
+        for axes, (name, (tokens, changes)) in zip(panels, found.items(), strict=False):
             weights = np.linalg.norm(changes, axis=-1).T  # a row: one state
             weights = weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-9)
             axes.imshow(np.sqrt(weights), cmap="Blues", vmin=0, vmax=1)
@@ -332,19 +335,27 @@ def draw_influence(
             plt.setp(axes.get_xticklabels(), rotation_mode="anchor")
             axes.set_yticks(places, tokens)
             axes.set_title(name)
+        for axes in panels[len(found) :]:
+            axes.set_axis_off()
+        figure.supxlabel("depends on the word")
+        figure.supylabel("the state of the word")
 
-    import matplotlib.pyplot as plt
-
-    draw(make, (5.5 * len(found), 5.5))
+    draw(make, (5.5 * wide, 5.5 * tall))
 
 
 def large() -> Any:
     """Within it, whatever is drawn has letters for the back row."""
     from matplotlib import font_manager, rc_context
 
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    others = [name for name in CJK_FONTS if name in there][:1]
-    return rc_context(BACK_ROW | {"font.family": ["DejaVu Sans", *others]})
+    def found() -> list[str]:
+        there = {font.name for font in font_manager.fontManager.ttflist}
+        return [name for name in CJK_FONTS if name in there][:1]
+
+    if not found():  # or installed since matplotlib looked for them
+        for path in font_manager.findSystemFonts():
+            if any(word in path.lower() for word in ("cjk", "nanum")):
+                font_manager.fontManager.addfont(path)
+    return rc_context(BACK_ROW | {"font.family": ["DejaVu Sans", *found()]})
 
 
 def page_of(page: str) -> Any:
