@@ -2,8 +2,8 @@
 weights, at a size for minutes of a CPU.
 
 All that is not said here is as in foreword_masked.py, and so are text and tokenizer.
-Half of the rows are of each kind, and twice the updates, so that left to right it sees
-as many tokens as a run of its own.
+Half of the rows are of each kind, so that a run of its own of either kind, at as many
+updates, sees twice the tokens.
 
     python train.py --config=configs/foreword_mixed.py
 """
@@ -20,5 +20,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.update(sequence_length=128, batch_size=8)
     config.objective.update(name="mixed", max_predictions=40)
     config.objective.causal_share = 0.5  # of the rows of a batch
-    config.optim.update(total_steps=10_000, warmup_steps=500, eval_every_steps=2000)
     return configs.variant(config, arg)
