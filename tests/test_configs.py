@@ -542,6 +542,7 @@ def test_runs_that_were_begun_before_a_setting_go_on(name, tmp_path):
         now.objective.max_predictions = 5
     if "task" in now:
         now.optim.no_decay = (r".*/bias", r".*/scale")
+        now.optim.learning_rate = 1e-4
     else:
         now.data.heldout_tokens = 0
     expected = configs.flatten(now)
