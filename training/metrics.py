@@ -138,6 +138,7 @@ def draw_curves(
         panel.set(xlabel="step", title=metric.replace("_", " "))
         handles, labels = panel.get_legend_handles_labels()
         shown |= zip(labels, handles, strict=True)
+    figure.set_figheight(3.6 * tall + 0.4 * -(-len(shown) // wide))
     place = "outside lower center"
     figure.legend(shown.values(), shown.keys(), loc=place, ncols=wide)
     rate = panels[len(metrics)]
