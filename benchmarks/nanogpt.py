@@ -210,8 +210,8 @@ def main(argv: list[str]) -> int:
     asked.output.mkdir(parents=True, exist_ok=True)
     ends = []
     with (asked.output / "curve.jsonl").open("w", buffering=1) as file:
-        for rate in asked.learning_rate.split(","):
-            for row in train_one(float(rate), text, asked):
+        for rate in asked.learning_rate:
+            for row in train_one(rate, text, asked):
                 print(told(row), flush=True)
                 file.write(json.dumps(row) + "\n")
             ends.append(row)
@@ -227,11 +227,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def rates(text: str) -> list[float]:
+    return [float(rate) for rate in text.split(",")]
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--learning_rate", default="1e-3,3e-3,6e-3")
+    parser.add_argument("--learning_rate", type=rates, default="1e-3,3e-3,6e-3")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of each rate")
     length.add_argument("--steps", type=int, help="of each rate")

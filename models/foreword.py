@@ -178,7 +178,7 @@ class Attention(nn.Module):
         if first_values is not None:
             mix = self.param("value_mix", nn.initializers.constant(0.5), (2,))
             values = (mix[0] * values + mix[1] * first_values).astype(self.dtype)
-        value = values
+        value = values  # of all that the cache knows, where there is one
         if cache is not None:
             cache = extended(cache, mask.start, key, value)
             key, value = cache["key"], cache["value"]

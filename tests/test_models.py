@@ -750,8 +750,9 @@ def test_whole_model_against_numpy(name):
 
 @pytest.mark.parametrize("sees", ["left", "both"])
 def test_foreword_against_numpy(sees):
-    """Written out word by word, in loops."""
-    model, tokens = MODELS[sees], some_tokens(1)
+    """Written out word by word, in loops; with three layers, of which the last could
+    take the values of the second for those of the first."""
+    model, tokens = tiny_foreword(sees=sees, num_layers=3), some_tokens(1)
     ours = apply(model, random_params(model), tokens)["logits"][0]
     params = jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64), random_params(model)
@@ -769,7 +770,7 @@ def test_foreword_against_numpy(sees):
     words = params["embeddings"]["token"]["embedding"][:50]
     x = norm(words[np.asarray(tokens[0])], params["embeddings"]["norm"])
     first = None
-    for i in range(2):
+    for i in range(3):
         layer = params[f"layer_{i}"]
         attention, taps = layer["attention"], layer["near"]["kernel"]
         normed = norm(x, layer["attention_norm"])

@@ -14,13 +14,11 @@ START = {"model.num_layers": 6, "model.value_residual": False}
 MASKS = {"objective.mask_token_rate": 1.0, "objective.random_token_rate": 0.0}
 
 
-def size(
-    layers: int, heads: int, width: int, inner: int, head_dim: int = 32
-) -> Overrides:
+def size(layers: int, heads: int, width: int, inner: int) -> Overrides:
     return {
         "model.num_layers": layers,
         "model.num_heads": heads,
-        "model.head_dim": head_dim,
+        "model.head_dim": 32,
         "model.hidden_size": width,
         "model.ffn_size": inner,
     }
