@@ -409,6 +409,7 @@ def make_job(tuning: Tuning, mesh: Mesh) -> Job:
         )[0],
         criterion=lambda values: -values[config.task.metric],
         patience=optim.patience,
+        weights_kept={},
         fresh=lambda: fresh_params(tuning, model, train.batches[0], plan),
     )
 

@@ -20,7 +20,11 @@ TYPES = {
     str: "a text",
     tuple: "a tuple",
 }
-ITEMS = {"texts": "texts", "patterns": "regular expressions"}
+ITEMS = {
+    "texts": "texts",
+    "patterns": "regular expressions",
+    "lengths": "updates, or texts such as '3M tokens', '1M words' or '10%'",
+}
 BOUNDS = {
     ">=": ("at least", operator.ge),
     ">": ("more than", operator.gt),
@@ -29,7 +33,7 @@ BOUNDS = {
 }
 NEVER = object()  # every run ever begun has the setting
 # Units of an amount that is written as a text, and an example of each.
-UNITS = {"tokens": "'300M tokens'", "%": "'10%'"}
+UNITS = {"tokens": "'300M tokens'", "words": "'10M words'", "%": "'10%'"}
 SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 NUMBER = r"([\d_]*\.?\d+(?:e\+?\d+)?)"
 
@@ -86,8 +90,7 @@ class Setting:
         if self.choices:
             return value in self.choices
         if self.type is tuple:
-            is_item = is_pattern if self.items == "patterns" else is_text
-            return not self.items or all(map(is_item, value))
+            return not self.items or all(map(IS_ITEM[self.items], value))
         if self.type in (int, float) and not abs(value) < 2**63:
             return False
         return all(BOUNDS[op][1](value, bound) for op, bound in self.bounds())
@@ -112,13 +115,23 @@ def is_pattern(value: Any) -> bool:
         return False
 
 
+def is_length(value: Any) -> bool:
+    """A number of updates, more than none, or an amount."""
+    if isinstance(value, str):
+        return amount(value) is not None
+    return type(value) is int and value > 0
+
+
+IS_ITEM = {"texts": is_text, "patterns": is_pattern, "lengths": is_length}
+
+
 def amount(text: str) -> tuple[float, str] | None:
-    """(number, unit) of "1.5B tokens", "2e9 tokens" or "10%"; None for other texts."""
+    """(number, unit) of "1.5B tokens", "10M words" or "10%"; None for other texts."""
     if share := re.fullmatch(NUMBER + " ?%", text):
         return (float(share[1]), "%") if float(share[1]) <= 100 else None
-    found = re.fullmatch(NUMBER + " ?([kMBT]?) ?tokens", text)
+    found = re.fullmatch(NUMBER + " ?([kMBT]?) ?(tokens|words)", text)
     number = float(found[1]) * SCALES[found[2]] if found else math.inf
-    return (number, "tokens") if number < 2**63 else None
+    return (number, found[3]) if found and number < 2**63 else None
 
 
 # What must fit what: None, or the sentence that the user gets. It is given the whole

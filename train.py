@@ -32,6 +32,7 @@ from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
 from formats.transformers import misfit
+from pretraining import course as lengths
 from pretraining import way_of
 from pretraining.corpus import prepare
 from pretraining.course import Phase, course_of, describe_course
@@ -139,14 +140,15 @@ def show_batch(config: ConfigDict) -> str:
 
 
 class Data(NamedTuple):
-    """The corpus of a config as tokens in a folder, and its training batches, of each
-    phase, and held-out ones, of the last phase's shape: the rows that this process
-    makes; see `heldout_batches`."""
+    """The corpus of a config as tokens in a folder, its training examples and batches,
+    of each phase, and held-out ones, of the last phase's shape: the rows that this
+    process makes; see `heldout_batches`."""
 
     tokenizer: Tokenizer
     folder: Path
     train: Shards
     heldout: Shards
+    examples: tuple[Examples | Mapping[str, Examples], ...]
     batches: tuple[Any, ...]
     heldout_batches: dict[str, Any]
 
@@ -175,10 +177,12 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     index, count = parallel.host_part(mesh)
 
     @functools.cache  # phases whose batch sizes alone differ share them
-    def examples(objective: FrozenConfigDict, length: int) -> Examples:
+    def examples(
+        objective: FrozenConfigDict, length: int
+    ) -> Examples | Mapping[str, Examples]:
         return way.examples(objective, tokenizer, length)(opened["train"])
 
-    def of_phase(phase: Phase) -> Examples:
+    def of_phase(phase: Phase) -> Examples | Mapping[str, Examples]:
         objective = FrozenConfigDict(phase.config.objective)
         return examples(objective, phase.config.data.sequence_length)
 
@@ -187,6 +191,7 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         folder,
         opened["train"],
         opened["heldout"],
+        tuple(map(of_phase, phases)),
         tuple(
             windows.training_batches(
                 of_phase(phase),
@@ -201,6 +206,20 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
         ),
         heldout_batches(phases[-1].config, tokenizer, opened["heldout"], index, count),
     )
+
+
+def weights_kept(config: ConfigDict, data: Data) -> dict[int, tuple[str, ...]]:
+    """Updates, and the names that the weights after them are kept under. All examples
+    together are counted as all words of the text."""
+    course, written = course_of(config), config.run.keep_weights_at
+    words = []
+    if any("words" in str(length) for length in written):
+        for phase, examples in zip(course.phases, data.examples, strict=True):
+            shares = jax.tree.map(
+                lambda rows, own: rows / len(own), rows_of(phase.config), examples
+            )
+            words.append(data.train.num_words * sum(jax.tree.leaves(shares)))
+    return lengths.weights_kept(course, words, written)
 
 
 def rows_of(config: ConfigDict) -> windows.Rows:
@@ -348,6 +367,7 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         ),
         criterion=lambda values: values["loss"],
         patience=0,
+        weights_kept=weights_kept(config, data),
         fresh=lambda: fresh_params(config, model, batch, plan),
     )
 
@@ -449,13 +469,18 @@ def describe(
     groups = group_summary(
         job.plan.state.params, job.plan.groups, config.optim.learning_rate
     )
+    kept = (
+        f"weights after update {at:,}: kept/{name}\n"
+        for at, names in sorted(job.weights_kept.items())
+        for name in names
+    )
     told = (f"\n  {line.metric} {line.value:.3f}: {line.name}" for line in lines)
     print(
         f"{config.name}: {count:,} parameters on "
         f"{parallel.describe(job.plan.mesh)}; {data.train.num_tokens:,} training and "
         f"{data.heldout.num_tokens:,} held-out tokens\n"
         f"{groups}\n(each parameter: parameters.txt in the run folder)\n"
-        f"{describe_course(course_of(config))}\n"
+        f"{describe_course(course_of(config))}\n{''.join(kept)}"
         f"lines to beat, by counting alone, on the held-out text:{''.join(told)}\n"
         f"{job.told(first)}",
         flush=True,

@@ -172,6 +172,13 @@ PRETRAINING = (
         older=0,
     ),
     Setting(
+        "run.keep_weights_at",
+        tuple,
+        "Lengths after which the weights are kept in WORKDIR/kept, a run folder each.",
+        items="lengths",
+        older=(),
+    ),
+    Setting(
         "data.shards",
         str,
         'Folder, a finished one needs no text; "": in the cache.',
@@ -249,6 +256,14 @@ FINETUNING = (
         "Of the model that it reads; mix: a learnt mean of all.",
         choices=("last", "mix"),
         older="last",
+    ),
+    Setting(
+        "head.pooling",
+        str,
+        "Of a text: the token that its model reads out, [CLS] or a decoder's last "
+        "(ELMo has the mean), or the mean of all its tokens.",
+        choices=("readout", "mean"),
+        older="readout",
     ),
     Setting(
         "head.mix_penalty",
@@ -413,6 +428,16 @@ def metric_is_measured(config: ConfigDict) -> str | None:
     return None
 
 
+def pools_a_text(config: ConfigDict) -> str | None:
+    kind = config.task.kind
+    if config.head.pooling == "mean" and KINDS[kind].head.reads == "tokens":
+        return (
+            f"head.pooling='mean' makes one vector of a text, and a task of kind "
+            f"{kind!r} labels its tokens: leave it at --config.head.pooling=readout"
+        )
+    return None
+
+
 def schedule_warms_up(config: ConfigDict) -> str | None:
     schedule, fraction = config.optim.schedule, config.optim.warmup_fraction
     if schedule in SCALED_BY_WARMUP and not fraction:
@@ -427,7 +452,7 @@ BOTH_RULES = (mesh_sizes, groups_are_groups, only_a_brought_tokenizer_is_told)
 PRETRAINING_RULES = (*BOTH_RULES, schedule_fits, positions_suffice, words_suffice)
 PRETRAINING_RULES += (phases_fit,)
 FINETUNING_RULES = (*BOTH_RULES, is_given_texts, holds_out, metric_is_measured)
-FINETUNING_RULES += (schedule_warms_up,)
+FINETUNING_RULES += (pools_a_text, schedule_warms_up)
 
 
 def rows_of(values: dict[str, Any]) -> dict[str, Setting]:

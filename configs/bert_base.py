@@ -118,6 +118,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 100,
             "save_every_minutes": 10.0,
+            # Such as ("1M words", "300M tokens", "10%"): the weights then, in kept/.
+            "keep_weights_at": (),
         }
     )
     return configs.variant(config, arg)

@@ -119,6 +119,8 @@ def get_config(arg: str = "small") -> ConfigDict:
             "fused_attention": False,  # by cuDNN: bfloat16 on a GPU, without dropout
             "log_every_steps": 100,
             "save_every_minutes": 10.0,
+            # Such as ("1M words", "300M tokens", "10%"): the weights then, in kept/.
+            "keep_weights_at": (),
         }
     )
     return configs.variant(config, "tiny" if arg == "tiny" else "")

@@ -221,7 +221,7 @@ def write_part(
 
     Returns:
       The counts of each split: documents, those skipped since no piece is left of
-      them, tokens, unknown ones, and UTF-8 bytes of text.
+      them, tokens, unknown ones, UTF-8 bytes of text, and words, apart by spaces.
     """
     heldout = [is_heldout(document, heldout_fraction) for document in documents]
     counts = {}
@@ -243,6 +243,7 @@ def write_part(
             "tokens": len(tokens),
             "unknown": count_pieces(tokenizer, tokens)[0],
             "text_bytes": sum(_utf8_bytes(document) for document in mine),
+            "words": sum(len(document.split()) for document in mine),
         }
     _write_json(folder / f"{number:05d}.json", counts)
     return counts
@@ -318,6 +319,21 @@ class Shards:
     def text_bytes(self) -> int:
         return read_counts(self.folder)[self.split]["text_bytes"]
 
+    @functools.cached_property
+    def num_words(self) -> int:
+        """Apart by spaces.
+
+        Raises:
+          UserError: these shards were written before words were counted.
+        """
+        counts = read_counts(self.folder)[self.split]
+        if "words" not in counts:
+            raise UserError(
+                f"{self.folder} was written before words were counted: delete it, and "
+                "the same line writes it anew, or use tokens"
+            )
+        return counts["words"]
+
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
@@ -341,8 +357,8 @@ def open_shards(folder: Path, split: str) -> Shards:
 
 def read_counts(folder: Path) -> dict:
     """What finished shards hold: of each split its documents, skipped ones, tokens,
-    unknown ones and text_bytes; and "copies", the documents that stand there before,
-    and "empty", the records without text."""
+    unknown ones, text_bytes and words; and "copies", the documents that stand there
+    before, and "empty", the records without text."""
     return json.loads((folder / "index.json").read_text())
 
 
@@ -583,9 +599,8 @@ def _join(folder: Path, vocab_size: int) -> None:
         for kind in kinds:
             paths = [Path(f"{stem}.{kind}.npy") for stem in stems]
             _join_offsets(folder / f"{split}.{kind}.npy", paths, _offsets(lengths))
-        counts[split] = {
-            name: sum(part[split][name] for part in parts) for name in parts[0][split]
-        }
+        fewest = min((part[split] for part in parts), key=len)  # of before some came
+        counts[split] = {n: sum(part[split][n] for part in parts) for n in fewest}
     _write_json(folder / "index.json", counts)
 
 

@@ -185,13 +185,15 @@ def build(
         head: of a config.
     """
     family = models.family_of(fields)
-    # The pooler of a base pools the first position of a row, not of an example.
-    pooler = "none" if spec.reads == "tokens" else family.pooler(fields)
     base = models.build(models.only_with(fields, keep), remat, fused_attention)
     init, dtype = family.initializer(base.module), base.module.dtype
-    readout, size = models.frame_of(fields).readout, 0
-    if head["kind"] == "lstm":  # which reads as ELMo does, and has no use for a pooler
-        readout, size, pooler = "mean", head["size"], "none"
+    has_lstm = head["kind"] == "lstm"  # which reads as ELMo does
+    takes_mean = has_lstm or head["pooling"] == "mean"
+    readout = "mean" if takes_mean else models.frame_of(fields).readout
+    # A pooler is for the token that is read out, of an example and not of a row.
+    unpooled = takes_mean or spec.reads == "tokens"
+    pooler = "none" if unpooled else family.pooler(fields)
+    size = head["size"] if has_lstm else 0
     features = Features(head["layers"] == "mix", size, head["dropout"], dtype)
     top = Head(
         features,

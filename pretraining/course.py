@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from data import draws
 from data.windows import MAX_STEPS
 from errors import UserError
-from settings import amount
+from settings import amount, is_length
 
 # What a phase may change, and the group of the config that has it.
 OF_A_PHASE = {
@@ -48,6 +48,16 @@ class Course(NamedTuple):
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
+
+    @property
+    def firsts(self) -> list[int]:
+        return [phase.first for phase in self.phases]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of an update in each phase, padding as well."""
+        data = [phase.config.data for phase in self.phases]
+        return [own.batch_size * own.sequence_length for own in data]
 
 
 def course_of(config: ConfigDict) -> Course:
@@ -98,7 +108,7 @@ def parse_phases(config: ConfigDict) -> list[tuple[int | str, Mapping[str, int]]
         if (
             not isinstance(pair, Sequence)
             or len(pair) != 2
-            or not is_length(pair[0])
+            or not begins(pair[0])
             or not isinstance(pair[1], Mapping)
         ):
             raise UserError(
@@ -123,10 +133,9 @@ def parse_phases(config: ConfigDict) -> list[tuple[int | str, Mapping[str, int]]
     return [*map(tuple, config.data.phases)]
 
 
-def is_length(start: Any) -> bool:
-    if isinstance(start, str):
-        return amount(start) is not None
-    return isinstance(start, int) and not isinstance(start, bool) and start > 0
+def begins(start: Any) -> bool:
+    """Whether a phase may begin there: what words come to only the text says."""
+    return is_length(start) and "words" not in str(start)
 
 
 def changed(tree: Mapping[str, Any], settings: Mapping[str, int]) -> dict[str, Any]:
@@ -203,10 +212,11 @@ def firsts_of(
 
 
 def updates_of(
-    written: int | str, firsts: Sequence[int], sizes: Sequence[int], total: int
+    written: int | str, firsts: Sequence[int], sizes: Sequence[int | float], total: int
 ) -> int:
-    """The nearest number for a share of all, the fewest for a number of tokens, counted
-    from the start; at least 1 for more than nothing."""
+    """The nearest number for a share of all, the fewest for a number of tokens (of
+    words, where `sizes` are words), counted from the start; at least 1 for more than
+    nothing."""
     if isinstance(written, int):
         return written
     number, unit = amount(written)
@@ -227,13 +237,40 @@ def tokens_before(step: int, firsts: Sequence[int], sizes: Sequence[int]) -> int
     )
 
 
+def weights_kept(
+    course: Course, words: Sequence[float], written: Sequence[int | str]
+) -> dict[int, tuple[str, ...]]:
+    """`run.keep_weights_at`, as it is written: updates, and under which names the
+    weights after them are kept.
+
+    Args:
+        words: of the text, in an update of each phase; what a mean update reads.
+
+    Raises:
+        UserError: the run ends before.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    for length in written:
+        sizes = words if "words" in str(length) else course.sizes
+        step = updates_of(length, course.firsts, sizes, course.total_steps)
+        if step > course.total_steps:
+            raise UserError(
+                f"run.keep_weights_at has {length!r}, which is update {step:,}, but "
+                f"the run ends after {course.total_steps:,}: leave it out, or raise "
+                "optim.total_steps"
+            )
+        found[step] = (*found.get(step, ()), str(length).replace(" ", "_"))
+    return found
+
+
 def describe_course(course: Course) -> str:
     """What a run does, for a reader: a line, and one for each of several phases."""
-    firsts, shapes = [], []
-    for phase in course.phases:
-        firsts.append(phase.first)
-        shapes.append((phase.config.data.batch_size, phase.config.data.sequence_length))
-    tokens = tokens_before(course.total_steps, firsts, [a * b for a, b in shapes])
+    firsts = course.firsts
+    shapes = [
+        (phase.config.data.batch_size, phase.config.data.sequence_length)
+        for phase in course.phases
+    ]
+    tokens = tokens_before(course.total_steps, firsts, course.sizes)
     lines = [
         f"{course.total_steps:,} updates, {tokens:,} tokens; warm-up "
         f"{course.warmup_steps:,}; held out: every {course.eval_every_steps:,}, rows "

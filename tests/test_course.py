@@ -10,7 +10,7 @@ import configs
 from configs import bert_base, bert_mini, gpt_mini
 from data import windows
 from errors import UserError
-from pretraining.course import course_of, describe_course
+from pretraining.course import course_of, describe_course, weights_kept
 
 ROOT = Path(__file__).parent.parent
 COUNT = 20  # examples
@@ -162,6 +162,7 @@ def test_bert_has_its_second_phase():
         (((5, {"max_predictions": 4}),), "only batch_size, sequence_length can"),
         (((5, {"batch_size": 0}),), "batch_size=0: it must be a whole number, at lea"),
         (((5, {"batch_size": "8"}),), "batch_size='8': it must be a whole number"),
+        ((("1M words", {}),), "holds .* each phase is a pair"),
         (((40, {}),), "update 40, not within the 40 updates of optim.total_steps=40"),
         (((9, {}), ("10%", {})), "'10%' on begins at update 4, not after .* at 9"),
         (
@@ -193,6 +194,29 @@ def test_lengths_that_make_no_sense_are_refused(name, value, message):
     found = f"^optim.{name}='?{value}'? must be .*{message}"
     with pytest.raises(UserError, match=found):
         config_of(**{name: value})
+
+
+def test_weights_are_kept_after_words_and_other_lengths():
+    """Of 100 words an update up to the tenth, then of 50."""
+    course = course_of(config_of(((10, {"sequence_length": 16}),)))
+    written = ("1000 words", "1001 words", "0.002M words", 11, "2816 tokens", "100%")
+    assert weights_kept(course, (100.0, 50.0), written) == {
+        10: ("1000_words",),
+        11: ("1001_words", "11"),
+        30: ("0.002M_words",),
+        12: ("2816_tokens",),
+        40: ("100%",),
+    }
+    with pytest.raises(UserError, match="'3k words', which is update 50, but the run "):
+        weights_kept(course, (100.0, 50.0), ("3k words",))
+
+
+@pytest.mark.parametrize("length", ["5 chapters", 0, 1.5, "101%"])
+def test_weights_are_kept_after_lengths_alone(length):
+    config = config_of()
+    config.run.keep_weights_at = (length,)
+    with pytest.raises(UserError, match="a tuple of updates, or texts such as '3M tok"):
+        configs.check(config)
 
 
 def parse(*overrides):

@@ -255,8 +255,12 @@ def test_a_mix_is_first_the_mean_of_the_layers_and_then_its_formula(family):
         )
 
 
-def test_the_mean_of_a_sequence_is_its_own():
-    model, params, batch = features("elmo", CLASSIFICATION)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mean_of_a_sequence_is_its_own(family):
+    """Without a pooler, which is for the token that is read out."""
+    asked = {} if family == "elmo" else {"pooling": "mean"}
+    model, params, batch = features(family, CLASSIFICATION, **asked)
+    assert "pooler" not in params and params["head"].keys() == {"dense"}
     output = model.apply(params, batch)
     hidden, kernel = np.array(output["hidden"][0]), params["head"]["dense"]["kernel"]
     expected = np.stack([hidden[:5].mean(axis=0), hidden[5:9].mean(axis=0)])

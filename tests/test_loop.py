@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import types
 from typing import Any
 
 import jax
@@ -52,6 +53,7 @@ def run(
     eval_every_steps=3,
     patience=0,
     watch=None,
+    weights_kept=types.MappingProxyType({}),
     **disturbance,
 ):
     """One invocation: resumes what is in the folder; returns the state and signal.
@@ -89,6 +91,7 @@ def run(
                 save_every_minutes=10.0,
                 criterion=lambda values: values["loss"],
                 patience=patience,
+                weights_kept=weights_kept,
             )
     finally:
         writer.close()
@@ -156,6 +159,35 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path, signal_at):
             [(row["step"], row[name]) for row in each if name in row] for each in rows
         )
         assert one == other
+
+
+def test_weights_are_kept_as_run_folders_of_their_own(tmp_path):
+    """Also over an interruption, in which one of them was half written."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "data.json").write_text("{}")
+    kept = {2: ("2",), 5: ("5M_words", "70%")}
+    run(tmp_path, total_steps=5, signal_at=3, weights_kept=kept)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["2"]
+    killed = tmp_path / "kept/5M_words/best/5.orbax-checkpoint-tmp"
+    killed.mkdir(parents=True)
+    whole, _ = run(tmp_path, weights_kept=kept)
+    assert saved_steps(tmp_path) == [5, 7] and not killed.exists()
+    after = dict(zip(range(1, 8), kernels(7), strict=True))
+    for name, step in (("2", 2), ("5M_words", 5), ("70%", 5)):
+        folder = tmp_path / "kept" / name
+        params, at = load_params(folder)
+        assert at == step and (folder / "config.json").read_text() == "{}"
+        np.testing.assert_array_equal(params["kernel"], after[step])
+    np.testing.assert_array_equal(whole.params["kernel"], after[7])
+
+
+def kernels(steps):
+    """The weights after each of so many updates."""
+    state, found = create_state({"kernel": jnp.zeros(3)}, TX), []
+    for _, batch in zip(range(steps), batches(0), strict=False):
+        state, _ = TRAIN_STEP(state, batch, jax.random.key(0))
+        found.append(np.array(state.params["kernel"]))
+    return found
 
 
 def test_the_share_of_time_that_batches_are_waited_for(tmp_path):

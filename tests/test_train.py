@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 import train
+import use
+from data.corpora import is_heldout
 from errors import UserError
 from pretraining.record import Line
 from training import costs, loop, parallel, runs
@@ -99,6 +102,37 @@ def test_rows_that_go_on_do_so_on_any_devices_and_after_a_stop(folder, monkeypat
     _, (resumed, *found) = run("stopped")
     assert found == curves
     jax.tree.map(np.testing.assert_array_equal, resumed, params)
+
+
+@pytest.mark.parametrize("name", ["gpt_mini", "foreword_mixed"])
+def test_weights_are_kept_after_so_many_words(name, folder):
+    """Words as in the text, of which two passes are so many updates; each of several
+    batches in one reads the text."""
+    config = tiny(name, folder)
+    mesh = parallel.make_mesh(1)
+    data = train.open_data(config, mesh)
+    documents = (folder / "corpus.txt").read_text().split("\n\n")
+    words = sum(len(d.split()) for d in documents if not is_heldout(d, 0.3))
+    parts = jax.tree.leaves(train.rows_of(config)), jax.tree.leaves(data.examples[0])
+    share = sum(rows / len(own) for rows, own in zip(*parts, strict=True))
+    config.optim.total_steps = math.ceil(2 / share)
+    config.run.keep_weights_at = (f"{2 * words - 1} words", 1)
+    assert train.weights_kept(config, data) == {
+        1: ("1",),
+        math.ceil((2 * words - 1) / words / share): (f"{2 * words - 1}_words",),
+    }
+
+
+def test_kept_weights_are_a_run_that_can_be_used(folder):
+    config = tiny("gpt_mini", folder)
+    config.run.keep_weights_at = (2, "100%")
+    assert train.train(config, folder / "keeps").step == 6
+    whole = use.open_run(folder / "keeps")
+    last = use.open_run(folder / "keeps/kept/100%")
+    early = use.open_run(folder / "keeps/kept/2")
+    jax.tree.map(np.testing.assert_array_equal, last.params, whole.params)
+    assert early.tokenizer.pieces == whole.tokenizer.pieces
+    assert use.generate(early, "the model", samples=1, max_tokens=4)
 
 
 @pytest.mark.parametrize("name", ["bert_base", "bert_mini", "gpt_mini"])

@@ -3,6 +3,7 @@
 checkpoints/STEP/state   all that a run carries, to resume from
 best/STEP/state          the parameters alone, with the lowest criterion of the run
 best/STEP/metrics        that criterion
+kept/NAME/best/STEP      those that `run.keep_weights_at` asks for, a run folder each
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from training.step import TrainState
 
 logging.set_verbosity(logging.ERROR)  # orbax warns at each save of what is no fault
 
+# Files of a run that say what its weights are.
+OF_A_RUN = ("config.json", "data.json", "tokenizer.*", "special_tokens.json")
 MARGIN_BYTES = 1_000_000  # what a checkpoint takes beside its arrays
 TABLE_MULTIPLE = 128  # rows that tables are filled up to; older runs' are not
 
@@ -88,6 +91,21 @@ class Checkpoints:
             metrics={"criterion": value},
             force=True,  # a resumed run can be before the step of its best
         )
+
+    def keep(self, params: Any, step: int, names: Iterable[str]) -> None:
+        """Saves `params` as run folders of their own, kept/NAME, those not there."""
+        run_folder = self._folder.parent
+        for folder in (run_folder / "kept" / name for name in names):
+            if _steps(folder / "best") == [step]:
+                continue
+            self._check_space(params)
+            folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                for path in (one for name in OF_A_RUN for one in run_folder.glob(name)):
+                    shutil.copy(path, folder)
+            best = _manager(folder / "best", max_to_keep=1)
+            best.save(step, args=_arguments({"params": params}), force=True)
+            best.close()
 
     def _check_space(self, tree: Any) -> None:
         """Raises UserError where a checkpoint would fill the disk half-way through."""

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -100,13 +100,15 @@ def fit(
     save_every_minutes: float,
     criterion: Callable[[dict[str, float]], float],
     patience: int,
+    weights_kept: Mapping[int, tuple[str, ...]],
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`, or until `stop` receives a signal.
 
     `batches` starts at `state.step`. The metrics of an update are fetched while the
     next one runs, and looked at before anything is saved, so that no checkpoint ever
     holds a state after a loss that is not finite. A state is saved before it is
-    evaluated; the weights with the lowest `criterion` are kept beside. After `patience`
+    evaluated; the weights with the lowest `criterion` are kept beside, and those after
+    some updates under the names that `weights_kept` gives them. After `patience`
     evaluations in a row without a new lowest one training stops early; 0 never does.
     `train_step(step)` is the program of an update, `(state, batch, key)` -> state and
     metrics; `work(first, last)` what updates first .. last-1 are.
@@ -130,9 +132,8 @@ def fit(
         nonlocal pending
         if pending is None:
             return
-        at, batch = pending[0], pending[2]
-        metrics = {k: float(v) for k, v in pending[1].items()}
-        pending = None
+        at, found, batch = pending
+        pending, metrics = None, {k: float(v) for k, v in found.items()}
         check_finite(at, metrics, checkpoints)
         if is_logged(at, total_steps, log_every_steps):
             since, seconds, metrics["input_wait"] = timer.look(at)
@@ -173,10 +174,11 @@ def fit(
         record()
         pending = (step, metrics, batch)
         save_due = stop.agree(time.monotonic() - last_save > save_every_minutes * 60)
-        if not (due() or save_due or stop.received):
+        if not (due() or save_due or stop.received or step in weights_kept):
             continue
         record()
         with timer.paused():
+            checkpoints.keep(state.params, step, weights_kept.get(step, ()))
             checkpoints.save(state)
             if due():
                 evaluate_and_keep()

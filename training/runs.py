@@ -163,6 +163,7 @@ class Job:
             when told to stop.
         criterion: of these values, the lower the better.
         patience: evaluations without a new lowest criterion that end it; 0: never.
+        weights_kept: after which updates, and under which names.
         fresh: () -> the parameters of step 0, where they are planned to lie.
         compiled: evaluations so far, by name and micro-batches.
     """
@@ -177,6 +178,7 @@ class Job:
     measure: Callable[[Programs, Any, loop.StopSignal], dict[str, float] | None]
     criterion: Callable[[dict[str, float]], float]
     patience: int
+    weights_kept: Mapping[int, tuple[str, ...]]
     fresh: Callable[[], Any]
     compiled: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
 
@@ -543,6 +545,7 @@ def train(
         save_every_minutes=run.save_every_minutes,
         criterion=job.criterion,
         patience=job.patience,
+        weights_kept=job.weights_kept,
     )
     return int(state.step)
 
