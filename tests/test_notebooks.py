@@ -59,7 +59,7 @@ CONFIGS = {
     "BERT": "configs/foreword_masked.py:tiny",
     "ELMo": "configs/elmo_mini.py:tiny",
 }
-OPTIONS = ["--config.optim.total_steps=8", "--config.optim.warmup_steps=2"]
+STEPS, OPTIONS = dict.fromkeys(CONFIGS, 8), ["--config.optim.warmup_steps=2"]
 TASK, TASK_OPTIONS = "configs/finetune/topic.py:tiny", [
     f"--config.data.train={FOLDER}/table.csv",
     "--config.optim.epochs=1",

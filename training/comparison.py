@@ -266,8 +266,7 @@ def draw(runs: Sequence[Run], metric: str) -> bytes:
             panel.plot(x, mean[:, 3], color=colour, marker=".", label=name)
             low, high = points[..., 3].min(axis=0), points[..., 3].max(axis=0)
             panel.fill_between(x, low, high, color=colour, alpha=0.2)
-    name = metric.replace("eval/", "held-out ").replace("_", " ")
-    panels[0].set_ylabel(name)
+    panels[0].set_ylabel(in_words(metric))
     for panel, (_, _, words) in zip(panels, axes, strict=True):
         panel.set_xlabel(words)
         panel.grid(alpha=0.3)
@@ -306,9 +305,15 @@ def draw_swept(
         panel.plot(here, found[variant].values, "o", color="C0", alpha=0.5)
     if min(x) > 0 and max(x) / min(x) >= 4:
         panel.set_xscale("log")
-    panel.set(xlabel=setting, ylabel=metric.replace("_", " "))
+        panel.set_xticks(x, [f"{number:g}" for number in x])
+        panel.set_xticks([], minor=True)
+    panel.set(xlabel=setting, ylabel=in_words(metric))
     panel.grid(alpha=0.3)
     return png(figure)
+
+
+def in_words(metric: str) -> str:
+    return metric.replace("eval/", "held-out ").replace("_", " ")
 
 
 def png(figure: Any) -> bytes:
