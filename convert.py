@@ -378,7 +378,7 @@ def export_model(workdir: Path, target: Path) -> None:
     kind, task = "", {}
     if splits.is_task_run(workdir):
         kind, labels = splits.load_task(workdir)
-        task = exported_task(kind, labels, config.head.dropout)
+        task = exported_task(kind, labels, config.head)
     architecture = exported_architecture(fields, kind, flat)
     tokenizer = tokenizers.load(str(workdir))
     left = write_transformers(target, architecture, fields, flat, tokenizer, task)

@@ -33,7 +33,7 @@ from data import cache, draws, spelling, tokenizer_training, tokenizers, windows
 from data.labelled import Record
 from data.tokenizers import Tokenizer
 from errors import UserError
-from formats.transformers import misfit
+from formats.transformers import misfit, unlike
 from models import heads
 from models.family import Family
 from pretraining import PRETRAININGS
@@ -685,7 +685,7 @@ def describe(tuning: Tuning, job: Job, first: int) -> None:
         f"{job.told(first)}",
         flush=True,
     )
-    if reason := misfit(config.model):
+    if reason := misfit(config.model) or unlike(config.head):
         print(f"remark: convert.py cannot export this run: {reason}")
 
 

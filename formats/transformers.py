@@ -33,6 +33,7 @@ from formats.names import (
 from formats.source import Source, Weight, read_object
 from settings import Setting
 
+HEAD = {"pooling": "readout", "layers": "last", "kind": "linear"}  # of its classes
 HEAD_DROPOUT = Setting("classifier_dropout", float, "Of a task's head.", ">=0 <1")
 
 
@@ -348,9 +349,23 @@ def exported_settings(fields: dict[str, Any], form: Format) -> dict[str, Any]:
     return settings | {key: names[0], "dtype": "float32"}
 
 
-def exported_task(kind: str, labels: tuple[str, ...], dropout: float) -> dict[str, Any]:
-    """What config.json says of a task."""
-    described: dict[str, Any] = {"classifier_dropout": dropout}
+def unlike(head: Mapping[str, Any]) -> str:
+    """Why transformers cannot represent a task's head; "" if it can."""
+    others = [f"head.{n}={head[n]!r}" for n, same in HEAD.items() if head[n] != same]
+    return f"transformers has no class with {' and '.join(others)}" if others else ""
+
+
+def exported_task(
+    kind: str, labels: tuple[str, ...], head: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What config.json says of a task.
+
+    Raises:
+      UserError: transformers has no such head.
+    """
+    if reason := unlike(head):
+        raise UserError(f"the run cannot be exported: {reason}")
+    described: dict[str, Any] = {"classifier_dropout": head["dropout"]}
     if kind == "similarity":
         return described | {"id2label": {"0": "score"}, "problem_type": "regression"}
     if labels:

@@ -863,6 +863,19 @@ def test_heads_that_transformers_has_not(imported):
             transformers.exported_settings(fields | {"pre_norm": False} | change, form)
 
 
+@pytest.mark.parametrize("name", ["pooling", "layers", "kind"])
+def test_a_head_that_transformers_lacks_is_refused(name):
+    """Whose parameters may be those of one that it has."""
+    head = head_of(0.1)
+    assert (
+        transformers.exported_task("similarity", (), head)["classifier_dropout"] == 0.1
+    )
+    choices = {"pooling": "mean", "layers": "mix", "kind": "lstm"}
+    head[name] = choices[name]
+    with pytest.raises(UserError, match=f"no class with head.{name}='{choices[name]}'"):
+        transformers.exported_task("similarity", (), head)
+
+
 def test_one_dropout_of_two_is_exported_and_the_other_told(imported, capsys):
     fields = configs.read_config(imported("bert_erf")).model.to_dict()
     capsys.readouterr()
