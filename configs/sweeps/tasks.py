@@ -12,7 +12,6 @@ which the held-out file chooses; lines to beat stand beside.
 from configs.sweeps import Overrides, Stage, Sweep, over, product
 
 # Name -> config, stem of the files, their ending, whether there is a test file, epochs.
-# (The messages of newsgroups are longer than others' 64 pieces.)
 TASKS = {
     "supersense": ("topic", "classification/wordnet_supersense", "tsv.gz", True, 12.0),
     "newsgroups": ("topic", "topics/newsgroups", "tsv.gz", True, 12.0),
@@ -23,7 +22,8 @@ TASKS = {
     "xquad": ("squad", "qa/xquad_en", "json", False, 6.0),
     "nsmc": ("nsmc", "korean/nsmc", "tsv.gz", True, 12.0),  # in Korean
 }
-RATES = (1e-3, 3e-3)
+LONG = {"data.max_length": 256, "head.pooling": "mean"}  # of messages
+RATES = (3e-4, 1e-3, 3e-3)
 METRICS = {
     "topic": ("test/accuracy",),
     "nsmc": ("test/accuracy",),
@@ -44,7 +44,7 @@ def get_sweep(argument: str) -> Sweep:
     for name in names.split("+"):
         config, *files = TASKS[name]
         path = f"configs/finetune/{config}.py"
-        long = {"data.max_length": 128} if name == "newsgroups" else {}
+        long = LONG if name == "newsgroups" else {}
         variants = product([files_of(folder, *files) | long], starts)
         stages.append(Stage("finetune", path, variants, name))
         metrics += METRICS[config]
@@ -65,6 +65,6 @@ def files_of(
         "data.train_examples": 200,
         "data.batch_size": 16,
         "optim.epochs": epochs,
-        "optim.eval_every_epochs": epochs / 4,
+        "optim.eval_every_epochs": epochs / 2,
     }
     return given | ({"data.test": f"{folder}/{stem}_test.{ending}"} if has_test else {})
