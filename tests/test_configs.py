@@ -259,6 +259,16 @@ def test_settings_of_fine_tuning_that_make_no_sense_are_refused(path, value, mes
         configs.check(config)
 
 
+@pytest.mark.parametrize("name", ["finetune.tagging", "finetune.squad"])
+def test_the_mean_of_a_text_is_not_for_tasks_of_its_tokens(name):
+    config = get_config(name)
+    config.data.train = "tags.conll"
+    configs.check(config)
+    config.head.pooling = "mean"
+    with pytest.raises(UserError, match=r"'mean' .* labels its tokens: leave it at"):
+        configs.check(config)
+
+
 # Of each type, values of the others, and of its own what no run can have.
 OTHERS = {
     bool: (5, "x", None, (True,)),
