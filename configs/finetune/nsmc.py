@@ -5,8 +5,9 @@
         --config.data.test=nsmc_test.tsv
 
 Columns `text` and `label`; the release's own are `document` and `label` (0, 1):
---config.task.text_columns="('document',)". With 200 labels a small GPT that had read
-reviews has 0.68, from scratch 0.56 (docs/results.md); all labels were not tried.
+--config.task.text_columns="('document',)". With 200 labels a model that had read reviews
+without labels is right on 0.796, from scratch on 0.599 (docs/results.md); all labels were
+not tried.
 """
 
 from ml_collections import ConfigDict
@@ -19,4 +20,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config = topic.get_config()
     config.name = "nsmc"
     config.task.metric = "accuracy"
+    config.optim.learning_rate = 3e-4  # of an hour's model; released ones: 2e-5
     return configs.variant(config, arg)
