@@ -32,10 +32,9 @@ from data.windows import Examples
 from data.workers import cores, process_workers
 from errors import UserError
 from formats.transformers import misfit
-from pretraining import course as lengths
 from pretraining import way_of
 from pretraining.corpus import prepare
-from pretraining.course import Phase, course_of, describe_course
+from pretraining.course import Phase, course_of, describe_course, weights_kept
 from pretraining.record import HeldOut, Line
 from training import checkpoints, costs, loop, parallel, runs, step
 from training.lock import one_writer
@@ -208,18 +207,16 @@ def open_data(config: ConfigDict, mesh: Mesh) -> Data:
     )
 
 
-def weights_kept(config: ConfigDict, data: Data) -> dict[int, tuple[str, ...]]:
-    """Updates, and the names that the weights after them are kept under. All examples
-    together are counted as all words of the text."""
-    course, written = course_of(config), config.run.keep_weights_at
-    words = []
-    if any("words" in str(length) for length in written):
-        for phase, examples in zip(course.phases, data.examples, strict=True):
-            shares = jax.tree.map(
-                lambda rows, own: rows / len(own), rows_of(phase.config), examples
-            )
-            words.append(data.train.num_words * sum(jax.tree.leaves(shares)))
-    return lengths.weights_kept(course, words, written)
+def words_of_updates(config: ConfigDict, data: Data) -> list[float]:
+    """Words of the text that an update of each phase reads, on average: all examples
+    together are all of them."""
+    found = []
+    for phase, examples in zip(course_of(config).phases, data.examples, strict=True):
+        shares = jax.tree.map(
+            lambda rows, own: rows / len(own), rows_of(phase.config), examples
+        )
+        found.append(data.train.num_words * sum(jax.tree.leaves(shares)))
+    return found
 
 
 def rows_of(config: ConfigDict) -> windows.Rows:
@@ -367,7 +364,9 @@ def make_job(config: ConfigDict, data: Data, mesh: Mesh) -> Job:
         ),
         criterion=lambda values: values["loss"],
         patience=0,
-        weights_kept=weights_kept(config, data),
+        weights_kept=weights_kept(
+            course, lambda: words_of_updates(config, data), run.keep_weights_at
+        ),
         fresh=lambda: fresh_params(config, model, batch, plan),
     )
 

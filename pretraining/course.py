@@ -5,7 +5,7 @@ they are written, and its phases, in each of which the batches have one shape.
 import bisect
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,20 +238,22 @@ def tokens_before(step: int, firsts: Sequence[int], sizes: Sequence[int]) -> int
 
 
 def weights_kept(
-    course: Course, words: Sequence[float], written: Sequence[int | str]
+    course: Course,
+    words: Callable[[], Sequence[float]],
+    written: Sequence[int | str],
 ) -> dict[int, tuple[str, ...]]:
     """`run.keep_weights_at`, as it is written: updates, and under which names the
     weights after them are kept.
 
     Args:
-        words: of the text, in an update of each phase; what a mean update reads.
+        words: () -> those of an update of each phase; asked for where they count.
 
     Raises:
         UserError: the run ends before.
     """
     found: dict[int, tuple[str, ...]] = {}
     for length in written:
-        sizes = words if "words" in str(length) else course.sizes
+        sizes = words() if "words" in str(length) else course.sizes
         step = updates_of(length, course.firsts, sizes, course.total_steps)
         if step > course.total_steps:
             raise UserError(

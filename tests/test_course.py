@@ -200,7 +200,7 @@ def test_weights_are_kept_after_words_and_other_lengths():
     """Of 100 words an update up to the tenth, then of 50."""
     course = course_of(config_of(((10, {"sequence_length": 16}),)))
     written = ("1000 words", "1001 words", "0.002M words", 11, "2816 tokens", "100%")
-    assert weights_kept(course, (100.0, 50.0), written) == {
+    assert weights_kept(course, lambda: (100.0, 50.0), written) == {
         10: ("1000_words",),
         11: ("1001_words", "11"),
         30: ("0.002M_words",),
@@ -208,7 +208,7 @@ def test_weights_are_kept_after_words_and_other_lengths():
         40: ("100%",),
     }
     with pytest.raises(UserError, match="'3k words', which is update 50, but the run "):
-        weights_kept(course, (100.0, 50.0), ("3k words",))
+        weights_kept(course, lambda: (100.0, 50.0), ("3k words",))
 
 
 @pytest.mark.parametrize("length", ["5 chapters", 0, 1.5, "101%"])

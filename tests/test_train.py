@@ -117,7 +117,7 @@ def test_weights_are_kept_after_so_many_words(name, folder):
     share = sum(rows / len(own) for rows, own in zip(*parts, strict=True))
     config.optim.total_steps = math.ceil(2 / share)
     config.run.keep_weights_at = (f"{2 * words - 1} words", 1)
-    assert train.weights_kept(config, data) == {
+    assert train.make_job(config, data, mesh).weights_kept == {
         1: ("1",),
         math.ceil((2 * words - 1) / words / share): (f"{2 * words - 1}_words",),
     }

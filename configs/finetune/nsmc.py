@@ -5,9 +5,9 @@
         --config.data.test=nsmc_test.tsv
 
 Columns `text` and `label`; the release's own are `document` and `label` (0, 1):
---config.task.text_columns="('document',)". With 200 labels a model that had read reviews
-without labels is right on 0.796, from scratch on 0.599 (docs/results.md); all labels were
-not tried.
+--config.task.text_columns="('document',)". With 200 labels a model that had read
+reviews without labels is right on 0.796, from scratch on 0.599 (docs/results.md); all
+labels were not tried.
 """
 
 from ml_collections import ConfigDict

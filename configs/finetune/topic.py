@@ -6,10 +6,10 @@
 The file (.tsv, .csv, .jsonl, .parquet, with .gz if you like, or tfds:NAME@SPLIT) has
 the columns `text` and `label`; labels are names. Rates: the old layers move at 1e-3,
 the new head ten times as fast, for models that have read for minutes: on six topics of
-newsgroups 1e-4 is right on 46 %, 3e-4 on 66, 1e-3 on 82 and 3e-3 on 87. With 200 labels
-models that have read for an hour want 3e-4 to 1e-3 and, of texts longer than a few lines,
-head.pooling="mean": 0.67 instead of 0.62 (docs/results.md). BERT-base and up want 2e-5 to
-5e-5.
+newsgroups 1e-4 is right on 46 %, 3e-4 on 66, 1e-3 on 82 and 3e-3 on 87. With 200
+labels models that have read for an hour want 3e-4 to 1e-3 and, of texts longer than a
+few lines, head.pooling="mean": 0.67 instead of 0.62 (docs/results.md). BERT-base and up
+want 2e-5 to 5e-5.
 """
 
 from ml_collections import ConfigDict
