@@ -158,7 +158,7 @@ def foreword(case: Case, **run: Any) -> Contender:
     matmul_rate = device.matmul_rate(case.precision)
     batch = make_batch(case)
     held_out = {name: [batch] for name in ("loss", "masked")}
-    job = train.make_job(config, train.Data(*[None] * 4, ([batch],), held_out), mesh)
+    job = train.make_job(config, train.Data(*[None] * 5, ([batch],), held_out), mesh)
     plan = job.plan
     state = parallel.start_state(job.fresh(), plan.optimizer, plan.state)
     kind = jax.devices()[0].device_kind

@@ -71,7 +71,7 @@ class Run:
         batches = [random_batch(config)]
         job = train.make_job(
             config,
-            train.Data(*[None] * 4, (batches,), {"loss": batches, "masked": batches}),
+            train.Data(*[None] * 5, (batches,), {"loss": batches, "masked": batches}),
             train.make_mesh(config),
         )
         feed = job.phases[0].feed

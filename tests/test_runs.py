@@ -38,7 +38,7 @@ def test_batches_made_ahead_keep_their_order_and_start_anywhere(threads):
     config.run.data_threads = threads
     batches = grain.MapDataset.range(10**9).map(numbered)
     heldout = {"loss": batches}
-    data = train.Data(*[None] * 4, (batches, batches[30:]), heldout)
+    data = train.Data(*[None] * 5, (batches, batches[30:]), heldout)
     job = train.make_job(config, data, parallel.make_mesh(4))
     programs = dict.fromkeys((0, 1), runs.Programs(None, {}, micro_batches=1))
     for start in (0, 29):
