@@ -116,9 +116,9 @@ def is_pattern(value: Any) -> bool:
 
 
 def is_length(value: Any) -> bool:
-    """A number of updates, more than none, or an amount."""
+    """A number of updates or an amount, more than none."""
     if isinstance(value, str):
-        return amount(value) is not None
+        return (amount(value) or (0, ""))[0] > 0
     return type(value) is int and value > 0
 
 

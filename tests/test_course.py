@@ -211,7 +211,7 @@ def test_weights_are_kept_after_words_and_other_lengths():
         weights_kept(course, lambda: (100.0, 50.0), ("3k words",))
 
 
-@pytest.mark.parametrize("length", ["5 chapters", 0, 1.5, "101%"])
+@pytest.mark.parametrize("length", ["5 chapters", 0, 1.5, "101%", "0%", "0 words"])
 def test_weights_are_kept_after_lengths_alone(length):
     config = config_of()
     config.run.keep_weights_at = (length,)
