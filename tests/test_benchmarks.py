@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import configs
 import train
-from benchmarks import device
+import use
+from benchmarks import device, unmasking
 from benchmarks.contenders import Case, all_targets, make_batch
 from configs import foreword_causal
 from models.attention import Mask, attention
@@ -172,3 +174,91 @@ def test_nanogpt_is_measured_on_what_the_run_holds_out(nanogpt, begun):
 
     bits = 8 * sum(text.predicted) / split.text_bytes
     assert nanogpt.measure(Uniform(), text) == pytest.approx(bits)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a run that fills in words and one that writes, of one tokenizer, and a
+    file of texts."""
+    folder = tmp_path_factory.mktemp("unmasking")
+    words = "the model reads a short text and learns which word may follow it".split()
+    generator = np.random.default_rng(0)
+    texts = [" ".join(generator.choice(words, size)) for size in range(20, 60)]
+    (folder / "texts.txt").write_text("\n".join(texts))
+    shared = {
+        "data.corpus": folder / "texts.txt",
+        "data.document_boundary": "line",
+        "data.heldout_fraction": 0.3,
+        "data.tokenizer.vocab_size": 120,
+        "model.vocab_size": 120,
+        "optim.total_steps": 2,
+        "optim.warmup_steps": 1,
+        "optim.eval_every_steps": 2,
+    }
+    own = {
+        "diffusion": ("masked", {"objective.name": "masked_diffusion"}),
+        "causal": (
+            "causal",
+            {
+                "data.tokenizer.path": folder / "diffusion",
+                "data.tokenizer.special_tokens": "end_of_text=[SEP]",
+            },
+        ),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOREWORD_CACHE", str(folder / "cache"))
+        jax.config.update("jax_disable_most_optimizations", True)
+        for name, (way, settings) in own.items():
+            given = shared | settings
+            line = [f"--config.{key}={value}" for key, value in given.items()]
+            file = f"--config={ROOT}/configs/foreword_{way}.py:tiny"
+            flags = configs.parse(["train.py", file, *line], "train.py")
+            train.train(flags.config, folder / name)
+        jax.config.update("jax_disable_most_optimizations", False)
+    return folder
+
+
+def test_unmasking_stands_beside_writing(runs, monkeypatch, capsys):
+    given = {"judge": "causal", "input": "texts.txt", "causal": "causal"}
+    given |= {"diffusion": "diffusion"}
+    flags = [f"--{name}={runs / value}" for name, value in given.items()]
+    flags += ["--texts=2", "--pieces=5", "--tokens=8", "--parallel=1,4"]
+    monkeypatch.setattr(sys, "argv", ["unmasking", *flags])
+    unmasking.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith("2 texts, 5 pieces and 8 after them")
+    rows = [line.split(" | ") for line in shown.splitlines()[3:]]
+    names = ["what really follows", "one after the other", "1 at once", "4 at once"]
+    assert [row[0].removeprefix("| ") for row in rows] == names
+    for _, speed, bits, share in rows[1:]:
+        assert float(speed.replace(",", "")) > 0 and float(bits) > 0
+        assert 0 <= float(share.removesuffix(" |")) <= 1
+
+
+def test_what_is_judged_adds_up(runs):
+    judge = use.open_run(runs / "causal")
+    whole = "the model reads a short text and learns"
+    start, middle = "the model", "the model reads a short"
+
+    def bits(first, last):
+        size = len(last) - len(first)
+        return unmasking.bits_a_byte(judge, [first], [last]) * size
+
+    assert bits(start, whole) == pytest.approx(
+        bits(start, middle) + bits(middle, whole), rel=1e-5
+    )
+    assert bits(start, whole) > 0
+
+
+def test_pairs_of_words_that_stand_once():
+    # After the starts: a b, b a, a b, and c d.
+    found = unmasking.distinct(["x", "y"], ["x a b a b", "y c d"])
+    assert found == pytest.approx(2 / 4)
+
+
+def test_beginnings_have_the_pieces_asked_for(runs):
+    run = use.open_run(runs / "causal")
+    found = unmasking.beginning(run, "the model reads a short text", 4)
+    (pieces,) = run.tokenizer.encode_batch([found])
+    assert len(pieces) == 4 and "the model reads a short text".startswith(found)
+    assert unmasking.beginning(run, "the model", 40) is None
