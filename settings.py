@@ -34,7 +34,7 @@ BOUNDS = {
 NEVER = object()  # every run ever begun has the setting
 # Units of an amount that is written as a text, and an example of each.
 UNITS = {"tokens": "'300M tokens'", "words": "'10M words'", "%": "'10%'"}
-SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 NUMBER = r"([\d_]*\.?\d+(?:e\+?\d+)?)"
 
 
@@ -129,7 +129,7 @@ def amount(text: str) -> tuple[float, str] | None:
     """(number, unit) of "1.5B tokens", "10M words" or "10%"; None for other texts."""
     if share := re.fullmatch(NUMBER + " ?%", text):
         return (float(share[1]), "%") if float(share[1]) <= 100 else None
-    found = re.fullmatch(NUMBER + " ?([kMBT]?) ?(tokens|words)", text)
+    found = re.fullmatch(NUMBER + " ?([kKMBT]?) ?(tokens|words)", text)
     number = float(found[1]) * SCALES[found[2]] if found else math.inf
     return (number, found[3]) if found and number < 2**63 else None
 

@@ -219,7 +219,7 @@ def check_sweep(sweep: Sweep, path: str) -> None:
 
 def parse_budget(text: str) -> tuple[float, str] | None:
     """(1500.0, "steps")"""
-    found = re.fullmatch(f"{NUMBER} ?([kMBT]?) ?({'|'.join(BUDGETS)})", text)
+    found = re.fullmatch(f"{NUMBER} ?([kKMBT]?) ?({'|'.join(BUDGETS)})", text)
     return (float(found[1]) * SCALES[found[2]], found[3]) if found else None
 
 

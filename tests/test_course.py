@@ -42,6 +42,7 @@ def test_tokens_and_shares_become_updates():
     assert found == ((40, 4, 4), [0])
     assert lengths("0.5M tokens", "0%", "0.001%")[0] == (1954, 0, 1)
     assert lengths("1.5B tokens", "1%", "100M tokens")[0] == (5859375, 58594, 390625)
+    assert lengths("256K tokens", "1%", "256k tokens")[0] == (1000, 10, 1000)
     assert lengths("1 tokens", "60%", "100%") == ((1, 0, 1), [0])
     assert lengths(3, "0.1%", "100%")[0] == (3, 1, 3)
 

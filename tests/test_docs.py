@@ -134,8 +134,9 @@ def test_what_has_a_result_does_not_say_that_nothing_was_measured():
     """Configs that docs/results.md names, or whose tasks stand in its tables."""
     results = TEXTS["results.md"]
     measured = {*re.findall(r"configs/(?:finetune/)?(\w+)\.py", results)}
-    for named in re.findall(r"sweeps/tasks\.py:DATA,([\w+]+)", results):
-        measured |= {tasks.TASKS[name][0] for name in named.split("+")}
+    for named in re.findall(r"sweeps/tasks\.py:DATA,([\w+:]+)", results):
+        names = (one.partition(":")[0] for one in named.split("+"))
+        measured |= {tasks.TASKS[name].config for name in names}
     assert {"gpt_mini", "nsmc", "tagging"} <= measured
     for folder in ("configs", "configs/finetune"):
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -17,6 +17,8 @@ from errors import UserError
 from training import comparison
 from training.comparison import Run
 
+ROOT = Path(__file__).parents[1]
+
 RATES = over("optim.learning_rate", (0.01, 0.001))
 FILE = """
 from configs.sweeps import Stage, Sweep, over
@@ -177,6 +179,20 @@ def test_sweeps_without_sense_are_refused(tmp_path, change, message):
     path.write_text(f"from configs.sweeps import Stage, Sweep\n{body}\n")
     with pytest.raises(UserError, match=message):
         sweep.read_sweep(str(path))
+
+
+def test_tasks_have_200_labels_or_all_of_them():
+    path = str(ROOT / "configs/sweeps/tasks.py")
+    asked = sweep.read_sweep(f"{path}:DATA,sick:all+sick+xquad,RUN")
+    every, few, last = (stage.variants[0] for stage in asked.rounds[1])
+    sizes = ("train_examples", "batch_size")
+    assert [every[f"data.{size}"] for size in sizes] == [0, 32]
+    assert [few[f"data.{size}"] for size in sizes] == [200, 16]
+    assert every["optim.epochs"] < few["optim.epochs"]
+    assert every["data.test"] == "DATA/entailment/sick_test.tsv"
+    assert "data.test" not in last  # XQuAD has two files
+    with pytest.raises(UserError, match=r"'most' labels: write all, or nothing"):
+        sweep.read_sweep(f"{path}:DATA,sick:most,RUN")
 
 
 def test_a_budget_of_seconds_is_measured_once(folder, tmp_path, monkeypatch):

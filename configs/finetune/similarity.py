@@ -6,8 +6,10 @@ Regression on the score; a decoder reads both orders and adds them (GPT-1, secti
         --config.init_from=runs/bert_mini --config.data.train=stsb_en_train.tsv
         --config.data.eval=stsb_en_dev.tsv --config.data.test=stsb_en_test.tsv
 
-With 200 labels small models are at a Pearson correlation of 0.08 to 0.12, pre-trained
-or not (docs/results.md); all labels were not tried.
+From 200 labels small models reach a Pearson correlation of 0.08 to 0.16, pre-trained
+or not; from all 5,749 one that has read for an hour 0.64, by the mean of its tokens
+(docs/results.md). Released BERTs, which have read pairs, and GPTs want
+head.pooling="readout".
 """
 
 from ml_collections import ConfigDict
@@ -26,4 +28,5 @@ def get_config(arg: str = "") -> ConfigDict:
         metric="pearson",
     )
     config.data.max_length = 96
+    config.head.pooling = "mean"  # released models: "readout"
     return configs.variant(config, arg)

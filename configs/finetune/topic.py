@@ -96,7 +96,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "dropout": 0.1,
             "layers": "last",  # or "mix": a learnt mean of all (ELMo)
-            "pooling": "readout",  # [CLS], a decoder's last token; long texts: "mean"
+            "pooling": "readout",  # [CLS], a decoder's last token; or the "mean" of all
             "mix_penalty": 0.001,  # of its squared weights; 1: nearly the plain mean
             "kind": "linear",  # or "lstm": one in each direction below the layer
             "size": 256,  # of that
