@@ -7,7 +7,7 @@ Regression on the score; a decoder reads both orders and adds them (GPT-1, secti
         --config.data.eval=stsb_en_dev.tsv --config.data.test=stsb_en_test.tsv
 
 From 200 labels small models reach a Pearson correlation of 0.08 to 0.16, pre-trained
-or not; from all 5,749 one that has read for an hour 0.64, by the mean of its tokens
+or not; from all 5,749 one that has read for an hour 0.61, by the mean of its tokens
 (docs/results.md). Released BERTs, which have read pairs, and GPTs want
 head.pooling="readout".
 """
